@@ -1,0 +1,14 @@
+//! The domain: what a wallet is, what may be asked of it, and what follows.
+//!
+//! Pure on purpose: [`decide`](Wallet) functions take a state and a command and return events or a refusal;
+//! [`Wallet::apply`] folds an event into a state. No clock, no randomness, no I/O: times and ids are handed in.
+
+mod aggregate;
+mod command;
+mod event;
+mod identifier;
+
+pub use aggregate::{Ends, Rejection, Wallet, WalletStatus, credit, debit, open, transfer};
+pub use command::Command;
+pub use event::{Corrupt, EVENT_VERSION, EventError, Transfer, WalletEvent};
+pub use identifier::{Description, IdentifierError, OwnerId, WalletId};
