@@ -1,0 +1,30 @@
+# wallex as a container: built from the lock file, run by a user who is not root.
+#
+#   docker build -t wallex .
+#   docker run --rm wallex --help
+
+FROM rust:1.95-slim-bookworm AS build
+# cmake, make and a C++ compiler build librdkafka, the Kafka client.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends cmake g++ make \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /source
+COPY . .
+# The caches outlive the layer, so a second build compiles only what has changed.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/source/target \
+    cargo build --release --locked --bin wallex \
+    && install -D target/release/wallex /out/wallex
+
+FROM debian:bookworm-slim
+RUN useradd --system --uid 10001 --home-dir /var/lib/wallex --create-home --shell /usr/sbin/nologin wallex
+COPY --from=build /out/wallex /usr/local/bin/wallex
+USER wallex
+# The image has no PostgreSQL of its own: say where one is with WALLEX_DATABASE_URL.
+ENV WALLEX_DATA_DIR=/var/lib/wallex
+VOLUME /var/lib/wallex
+EXPOSE 3000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=6 \
+    CMD wallex status || exit 1
+ENTRYPOINT ["wallex"]
+CMD ["serve"]
