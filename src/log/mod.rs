@@ -8,7 +8,7 @@
 //! for that. Nothing in this port assumes more.
 
 mod memory;
-mod postgres;
+mod view;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,8 +20,9 @@ use uuid::Uuid;
 
 use crate::wallet::{EventError, WalletEvent, WalletId};
 
+pub use crate::postgres::log::{NOTIFY_CHANNEL, PostgresLog};
 pub use memory::MemoryLog;
-pub use postgres::{NOTIFY_CHANNEL, PostgresLog};
+pub use view::{ViewError, WalletView, read_wallet};
 
 /// An event's place in the whole log, from 1 without a gap; 0 is before the first.
 pub type Position = i64;

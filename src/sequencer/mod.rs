@@ -64,3 +64,7 @@ pub enum CommandError {
     #[error("the event log holds something wrong: {0}")]
     Corrupt(String),
 }
+
+mod snapshot;
+
+pub use snapshot::{SNAPSHOT_FORMAT, restore};

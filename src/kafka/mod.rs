@@ -1,0 +1,66 @@
+//! Kafka: how an event becomes a record and back, where it is placed, and how clients are made.
+//!
+//! The only room, beside the embedded broker's, that names the `rdkafka` crate's types.
+
+mod partitioner;
+mod record;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use rdkafka::ClientConfig;
+
+pub use partitioner::partition_of;
+pub use record::{
+    EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_POSITION,
+    HEADER_REVISION, OutgoingRecord, RecordError,
+};
+
+/// The topic that carries every event.
+pub const EVENTS_TOPIC: &str = "wallet-events";
+
+/// How many partitions [`EVENTS_TOPIC`] has. More would break the order per wallet, so this never changes.
+pub const EVENTS_PARTITIONS: i32 = 10;
+
+/// Which broker, and how to reach it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KafkaConfig {
+    /// `bootstrap.servers`: `host:port`, separated by commas.
+    pub brokers: String,
+    /// Whether this is the broker embedded in `serve`: volatile, and bounded to 5 MiB a partition.
+    pub embedded: bool,
+    /// Anything else that librdkafka can be told, by its own names. It wins over our defaults.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl KafkaConfig {
+    /// A broker with nothing special about it.
+    pub fn new(brokers: impl Into<String>) -> Self {
+        KafkaConfig { brokers: brokers.into(), embedded: false, properties: BTreeMap::new() }
+    }
+
+    /// A client's configuration: `defaults` of whoever makes the client, then what the operator set.
+    pub(crate) fn client_config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers).set("client.id", "wallex");
+        for (name, value) in defaults {
+            config.set(*name, *value);
+        }
+        for (name, value) in &self.properties {
+            config.set(name, value);
+        }
+        config
+    }
+}
+
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Properties may hold passwords: their names are enough to see what was set.
+        formatter
+            .debug_struct("KafkaConfig")
+            .field("brokers", &self.brokers)
+            .field("embedded", &self.embedded)
+            .field("properties", &self.properties.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}

@@ -1,0 +1,298 @@
+//! The event log in PostgreSQL.
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, PgConnection, PgPool, Row};
+use std::sync::Arc;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use crate::log::{
+    Appended, Atomicity, Batch, EventLog, KeyRecord, KeyScope, LoadedStream, LogError, Position, RecordedEvent,
+    Revision, Snapshot, StreamKey,
+};
+use crate::postgres::{Database, is_transient};
+use crate::wallet::{EVENT_VERSION, WalletId};
+
+/// PostgreSQL's notification channel that is rung once for each append; the payload is the new head's position.
+pub const NOTIFY_CHANNEL: &str = "wallex_log";
+
+/// One statement, so that an append is one round trip and one commit.
+///
+/// `head` is the compare-and-swap, and everything else hangs on its row: no row, nothing is written. A stream's last revision
+/// is checked where the batch first touches the stream; that reading may be older than the row lock, but then either the head has
+/// moved, or the unique index on (stream, revision) refuses.
+const APPEND: &str = "
+WITH batch AS (
+    SELECT *, row_number() OVER () AS place
+      FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::uuid[], $7::text[], $8::bytea[], $9::bytea[])
+        AS b(stream, stream_id, revision, event_id, event_type, payload, metadata)
+), first_of_stream AS (
+    SELECT DISTINCT ON (stream) stream, stream_id, revision, place FROM batch ORDER BY stream, place
+), resolved AS (
+    SELECT f.*, coalesce(f.stream_id, (SELECT s.stream_id FROM streams s WHERE s.name = f.stream)) AS known_id
+      FROM first_of_stream f
+), head AS (
+    UPDATE log_head SET position = position + $2
+     WHERE ($1::bigint IS NULL OR position = $1)
+       AND NOT EXISTS (
+           SELECT FROM resolved r
+            WHERE r.revision <> coalesce((SELECT max(e.revision) FROM events e WHERE e.stream_id = r.known_id), -1) + 1)
+    RETURNING position
+), new_streams AS (
+    INSERT INTO streams (stream_id, name)
+    SELECT h.position - $2 + r.place, r.stream FROM resolved r, head h WHERE r.known_id IS NULL
+), new_events AS (
+    INSERT INTO events (position, stream_id, revision, event_id, event_type, event_version, recorded_at, payload, metadata)
+    SELECT h.position - $2 + b.place, coalesce(r.known_id, h.position - $2 + r.place), b.revision, b.event_id,
+           b.event_type, $10, $11, b.payload, b.metadata
+      FROM batch b JOIN resolved r USING (stream), head h ORDER BY b.place
+), new_keys AS (
+    INSERT INTO idempotency_keys (wallet_id, command_kind, key, fingerprint, position, event_count, created_at)
+    SELECT k.*, $11
+      FROM unnest($12::text[], $13::text[], $14::text[], $15::bytea[], $16::bigint[], $17::int[])
+        AS k(wallet_id, command_kind, key, fingerprint, position, event_count), head h
+)
+SELECT position, pg_notify('wallex_log', position::text) FROM head";
+
+/// The log of record.
+#[derive(Clone, Debug)]
+pub struct PostgresLog {
+    database: Database,
+    /// The connection that appends go through, one at a time. `None` until the first append and after an error.
+    writer: Arc<Mutex<Option<PgConnection>>>,
+}
+
+impl PostgresLog {
+    /// The log in this database. Nothing is sent yet.
+    pub fn new(database: Database) -> Self {
+        PostgresLog { database, writer: Arc::default() }
+    }
+
+    fn pool(&self) -> &PgPool {
+        self.database.pool()
+    }
+
+    async fn append_on(connection: &mut PgConnection, batch: &Batch) -> Result<Appended, sqlx::Error> {
+        let events = &batch.events;
+        let row = sqlx::query(APPEND)
+            .bind(batch.expected_head)
+            .bind(events.len() as i64)
+            .bind(events.iter().map(|event| event.stream.as_str()).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.stream_key.map(|key| key.0)).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.revision).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.event_id).collect::<Vec<Uuid>>())
+            .bind(events.iter().map(|event| event.event_type).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.payload.as_slice()).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.metadata.as_ref()).collect::<Vec<_>>())
+            .bind(EVENT_VERSION as i32)
+            .bind(batch.recorded_at)
+            .bind(batch.keys.iter().map(|key| key.scope.wallet_id.as_str()).collect::<Vec<_>>())
+            .bind(batch.keys.iter().map(|key| key.scope.command_kind).collect::<Vec<_>>())
+            .bind(batch.keys.iter().map(|key| key.scope.key.as_ref()).collect::<Vec<_>>())
+            .bind(batch.keys.iter().map(|key| key.fingerprint.as_slice()).collect::<Vec<_>>())
+            .bind(batch.keys.iter().map(|key| key.position).collect::<Vec<_>>())
+            .bind(batch.keys.iter().map(|key| key.event_count).collect::<Vec<_>>())
+            .fetch_optional(connection)
+            .await;
+        match row {
+            Ok(Some(row)) => Ok(Appended::At(row.try_get(0)?)),
+            Ok(None) => Ok(Appended::Conflict),
+            Err(error) if is_unique_violation(&error) => Ok(Appended::Conflict),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_unique_violation(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|database| database.is_unique_violation())
+}
+
+fn log_error(error: sqlx::Error) -> LogError {
+    match &error {
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => LogError::Corrupt(error.to_string()),
+        _ if is_transient(&error) => LogError::Away(error.to_string()),
+        _ => LogError::Refused(error.to_string()),
+    }
+}
+
+fn wallet_id(name: String) -> Result<WalletId, LogError> {
+    WalletId::new(name).map_err(|error| LogError::Corrupt(format!("a stream's name: {error}")))
+}
+
+fn recorded_event(row: &PgRow, stream: WalletId) -> Result<RecordedEvent, sqlx::Error> {
+    Ok(RecordedEvent {
+        position: row.try_get("position")?,
+        stream,
+        revision: row.try_get("revision")?,
+        event_id: row.try_get("event_id")?,
+        event_type: row.try_get("event_type")?,
+        event_version: row.try_get::<i32, _>("event_version")? as u32,
+        recorded_at: row.try_get("recorded_at")?,
+        payload: row.try_get("payload")?,
+        metadata: row.try_get("metadata")?,
+    })
+}
+
+impl EventLog for PostgresLog {
+    fn atomicity(&self) -> Atomicity {
+        Atomicity::Log
+    }
+
+    async fn append(&self, batch: &Batch) -> Result<Appended, LogError> {
+        let mut writer = self.writer.lock().await;
+        let mut connection = match writer.take() {
+            Some(connection) => connection,
+            None => PgConnection::connect_with(self.database.connect_options()).await.map_err(log_error)?,
+        };
+        // The connection goes back only after an answer: one that was dropped half-way (a caller's time-out) or that
+        // failed is in a state that nobody knows.
+        let appended = Self::append_on(&mut connection, batch).await.map_err(log_error)?;
+        *writer = Some(connection);
+        Ok(appended)
+    }
+
+    async fn head(&self) -> Result<Position, LogError> {
+        let statement = "SELECT position FROM log_head";
+        sqlx::query_scalar(statement).fetch_one(self.pool()).await.map_err(log_error)
+    }
+
+    async fn read(&self, after: Position, limit: usize) -> Result<Vec<RecordedEvent>, LogError> {
+        let statement = "SELECT e.position, e.revision, e.event_id, e.event_type, e.event_version, e.recorded_at,
+                                e.payload, e.metadata, s.name
+                           FROM events e JOIN streams s USING (stream_id)
+                          WHERE e.position > $1 ORDER BY e.position LIMIT $2";
+        let rows =
+            sqlx::query(statement).bind(after).bind(limit as i64).fetch_all(self.pool()).await.map_err(log_error)?;
+        rows.iter()
+            .map(|row| {
+                let stream = wallet_id(row.try_get("name").map_err(log_error)?)?;
+                recorded_event(row, stream).map_err(log_error)
+            })
+            .collect()
+    }
+
+    async fn read_stream(
+        &self,
+        stream: &WalletId,
+        from: Revision,
+        limit: usize,
+    ) -> Result<Vec<RecordedEvent>, LogError> {
+        let statement = "SELECT e.position, e.revision, e.event_id, e.event_type, e.event_version, e.recorded_at,
+                                e.payload, e.metadata
+                           FROM streams s JOIN events e USING (stream_id)
+                          WHERE s.name = $1 AND e.revision >= $2 ORDER BY e.revision LIMIT $3";
+        let rows = sqlx::query(statement)
+            .bind(stream.as_str())
+            .bind(from)
+            .bind(limit as i64)
+            .fetch_all(self.pool())
+            .await
+            .map_err(log_error)?;
+        rows.iter().map(|row| recorded_event(row, stream.clone()).map_err(log_error)).collect()
+    }
+
+    async fn read_stream_end(&self, stream: &WalletId, limit: usize) -> Result<Vec<RecordedEvent>, LogError> {
+        let statement = "SELECT e.position, e.revision, e.event_id, e.event_type, e.event_version, e.recorded_at,
+                                e.payload, e.metadata
+                           FROM streams s JOIN events e USING (stream_id)
+                          WHERE s.name = $1 ORDER BY e.revision DESC LIMIT $2";
+        let rows = sqlx::query(statement)
+            .bind(stream.as_str())
+            .bind(limit as i64)
+            .fetch_all(self.pool())
+            .await
+            .map_err(log_error)?;
+        rows.iter().rev().map(|row| recorded_event(row, stream.clone()).map_err(log_error)).collect()
+    }
+
+    async fn load(&self, streams: &[WalletId], snapshot_format: i32) -> Result<Vec<LoadedStream>, LogError> {
+        // One row a stream and event of its tail; a stream always has events, but a snapshot may leave an empty tail.
+        let statement = "SELECT s.name, s.stream_id, n.revision AS snapshot_revision, n.state,
+                                e.position, e.revision, e.event_id, e.event_type, e.event_version, e.recorded_at,
+                                e.payload, e.metadata
+                           FROM streams s
+                           LEFT JOIN snapshots n ON n.stream_id = s.stream_id AND n.snapshot_format = $2
+                           LEFT JOIN events e ON e.stream_id = s.stream_id AND e.revision > coalesce(n.revision, -1)
+                          WHERE s.name = ANY($1) ORDER BY s.stream_id, e.revision";
+        let names: Vec<&str> = streams.iter().map(WalletId::as_str).collect();
+        let rows =
+            sqlx::query(statement).bind(names).bind(snapshot_format).fetch_all(self.pool()).await.map_err(log_error)?;
+        let mut loaded: Vec<LoadedStream> = Vec::with_capacity(streams.len());
+        for row in &rows {
+            let stream_key = StreamKey(row.try_get("stream_id").map_err(log_error)?);
+            if loaded.last().is_none_or(|last| last.stream_key != stream_key) {
+                let revision: Option<Revision> = row.try_get("snapshot_revision").map_err(log_error)?;
+                let snapshot = match revision {
+                    Some(revision) => Some(Snapshot {
+                        stream_key,
+                        revision,
+                        format: snapshot_format,
+                        state: row.try_get("state").map_err(log_error)?,
+                    }),
+                    None => None,
+                };
+                let stream = wallet_id(row.try_get("name").map_err(log_error)?)?;
+                loaded.push(LoadedStream { stream, stream_key, snapshot, tail: Vec::new() });
+            }
+            let has_event = row.try_get::<Option<Position>, _>("position").map_err(log_error)?.is_some();
+            if let (true, Some(last)) = (has_event, loaded.last_mut()) {
+                let event = recorded_event(row, last.stream.clone()).map_err(log_error)?;
+                last.tail.push(event);
+            }
+        }
+        Ok(loaded)
+    }
+
+    async fn find_keys(&self, keys: &[KeyScope]) -> Result<Vec<KeyRecord>, LogError> {
+        let statement = "SELECT w.place, i.fingerprint, i.position, i.event_count
+                           FROM unnest($1::text[], $2::text[], $3::text[])
+                                WITH ORDINALITY AS w(wallet_id, command_kind, key, place)
+                           JOIN idempotency_keys i USING (wallet_id, command_kind, key)";
+        let rows = sqlx::query(statement)
+            .bind(keys.iter().map(|scope| scope.wallet_id.as_str()).collect::<Vec<_>>())
+            .bind(keys.iter().map(|scope| scope.command_kind).collect::<Vec<_>>())
+            .bind(keys.iter().map(|scope| scope.key.as_ref()).collect::<Vec<_>>())
+            .fetch_all(self.pool())
+            .await
+            .map_err(log_error)?;
+        let read = |row: &PgRow| -> Result<KeyRecord, sqlx::Error> {
+            let place: i64 = row.try_get("place")?;
+            let fingerprint: Vec<u8> = row.try_get("fingerprint")?;
+            Ok(KeyRecord {
+                scope: keys[place as usize - 1].clone(),
+                fingerprint: fingerprint
+                    .try_into()
+                    .map_err(|_| sqlx::Error::Decode("a fingerprint that is not 32 bytes".into()))?,
+                position: row.try_get("position")?,
+                event_count: row.try_get("event_count")?,
+            })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(log_error)
+    }
+
+    async fn save_snapshots(&self, snapshots: &[Snapshot]) -> Result<(), LogError> {
+        let statement = "INSERT INTO snapshots (stream_id, revision, snapshot_format, state)
+                         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::int[], $4::bytea[])
+                         ON CONFLICT (stream_id) DO UPDATE
+                            SET revision = excluded.revision, snapshot_format = excluded.snapshot_format, state = excluded.state
+                          WHERE snapshots.revision < excluded.revision";
+        sqlx::query(statement)
+            .bind(snapshots.iter().map(|snapshot| snapshot.stream_key.0).collect::<Vec<_>>())
+            .bind(snapshots.iter().map(|snapshot| snapshot.revision).collect::<Vec<_>>())
+            .bind(snapshots.iter().map(|snapshot| snapshot.format).collect::<Vec<_>>())
+            .bind(snapshots.iter().map(|snapshot| snapshot.state.as_slice()).collect::<Vec<_>>())
+            .execute(self.pool())
+            .await
+            .map_err(log_error)?;
+        Ok(())
+    }
+
+    async fn forget_keys(&self, before: DateTime<Utc>, limit: usize) -> Result<u64, LogError> {
+        let statement = "DELETE FROM idempotency_keys
+                          WHERE ctid = ANY(ARRAY(SELECT ctid FROM idempotency_keys WHERE created_at < $1 LIMIT $2))";
+        let done =
+            sqlx::query(statement).bind(before).bind(limit as i64).execute(self.pool()).await.map_err(log_error)?;
+        Ok(done.rows_affected())
+    }
+}

@@ -1,0 +1,153 @@
+//! PostgreSQL: connecting, migrating, and every statement that wallex sends. The only room that names `sqlx`.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+pub mod log;
+
+use sqlx::migrate::MigrateError;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use thiserror::Error;
+
+/// `sqlx` itself, so that a projection of one's own writes with the version that wallex uses.
+pub use sqlx;
+/// A connection inside a transaction, as a projection's handler is given it.
+pub use sqlx::PgConnection;
+
+/// Why the database could not be opened. One clear line each.
+#[derive(Debug, Error)]
+pub enum DatabaseError {
+    /// The URL cannot be read.
+    #[error("the database URL cannot be read ({0}); it should look like postgres://user:password@host:5432/database")]
+    Url(String),
+    /// Nobody answers there, or not to us.
+    #[error("cannot connect to the database {url}: {reason}")]
+    Connect {
+        /// Where, with the password masked.
+        url: String,
+        /// What the driver says.
+        reason: String,
+    },
+    /// The schema was made by a newer wallex.
+    #[error(
+        "the database has migration {0}, which this wallex does not know: it was made by a newer wallex; use that one"
+    )]
+    NewerSchema(i64),
+    /// A migration failed.
+    #[error("the database could not be migrated: {0}")]
+    Migrate(String),
+}
+
+/// A pool of connections to one database. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pool: PgPool,
+    options: PgConnectOptions,
+    masked_url: String,
+}
+
+impl Database {
+    /// Connects, with at most `connections_max` connections.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] where the URL is wrong or nobody answers within 10 seconds.
+    pub async fn connect(url: &str, connections_max: u32) -> Result<Self, DatabaseError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|error| DatabaseError::Url(error.to_string()))?
+            .application_name("wallex")
+            .statement_cache_capacity(256);
+        let masked_url = masked(url);
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_with(options.clone())
+            .await
+            .map_err(|error| DatabaseError::Connect { url: masked_url.clone(), reason: error.to_string() })?;
+        Ok(Database { pool, options, masked_url })
+    }
+
+    /// Brings the schema up to this program's version; does nothing where it is.
+    ///
+    /// # Errors
+    /// [`DatabaseError::NewerSchema`] where a newer wallex has been here, [`DatabaseError::Migrate`] for the rest.
+    pub async fn migrate(&self) -> Result<(), DatabaseError> {
+        sqlx::migrate!().run(&self.pool).await.map_err(|error| match error {
+            MigrateError::VersionMissing(version) => DatabaseError::NewerSchema(version),
+            other => DatabaseError::Migrate(other.to_string()),
+        })
+    }
+
+    /// The URL with its password masked, to show.
+    pub fn masked_url(&self) -> &str {
+        &self.masked_url
+    }
+
+    /// The pool, for statements of one's own.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// How to open a connection outside the pool: the write path's and the relay's session lock are their own.
+    pub(crate) fn connect_options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+}
+
+/// Whether the same statement may well succeed later: the server is away, going or coming, or somebody was in the way.
+pub fn is_transient(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+            // Connection, resources (disk full, too many connections), operator intervention, system error,
+            // and of transaction rollback: serialization failure, deadlock. Lock not available. Read-only: a failover.
+            ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
+                || ["40001", "40P01", "55P03", "25006"].contains(&code.as_ref())
+        }),
+        _ => false,
+    }
+}
+
+/// Hides the password of a URL: `postgres://user:***@host/database`.
+pub fn masked(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return "(not a URL)".to_owned();
+    };
+    let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+    // A password may itself hold an @: the last one ends it.
+    let shown = match rest[..authority_end].rsplit_once('@') {
+        Some((user, host)) => {
+            let name = user.split_once(':').map_or(user, |(name, _)| name);
+            let mark = if user.contains(':') { ":***" } else { "" };
+            format!("{scheme}://{name}{mark}@{host}{}", &rest[authority_end..])
+        }
+        None => url.to_owned(),
+    };
+    match shown.split_once("password=") {
+        Some((before, after)) => {
+            let kept = after.find('&').map_or("", |end| &after[end..]);
+            format!("{before}password=***{kept}")
+        }
+        None => shown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::masked;
+
+    #[test]
+    fn passwords_are_never_shown() {
+        assert_eq!(masked("postgres://u:se@cret@h:5432/d"), "postgres://u:***@h:5432/d");
+        assert_eq!(
+            masked("postgres://u@h/d?password=secret&sslmode=require"),
+            "postgres://u@h/d?password=***&sslmode=require"
+        );
+        assert_eq!(masked("postgres://h/d"), "postgres://h/d");
+        assert_eq!(masked("secret"), "(not a URL)");
+    }
+}
