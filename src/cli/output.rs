@@ -51,7 +51,7 @@ impl Output {
     /// An empty table in the one style that wallex has.
     pub fn table(&self, header: &[&str]) -> Table {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
+        table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(header.iter().copied());
         table
     }
