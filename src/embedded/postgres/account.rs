@@ -34,12 +34,12 @@ impl Account {
             let name = account_name(uid)?.unwrap_or_else(|| uid.to_string());
             return Ok(Account { name, uid, gid: getegid(), switch: false });
         }
-        if let Ok(owner) = fs::metadata(cluster) {
-            if owner.uid() != 0 {
-                let uid = Uid::from_raw(owner.uid());
-                let name = account_name(uid)?.unwrap_or_else(|| uid.to_string());
-                return Ok(Account { name, uid, gid: Gid::from_raw(owner.gid()), switch: true });
-            }
+        if let Ok(owner) = fs::metadata(cluster)
+            && owner.uid() != 0
+        {
+            let uid = Uid::from_raw(owner.uid());
+            let name = account_name(uid)?.unwrap_or_else(|| uid.to_string());
+            return Ok(Account { name, uid, gid: Gid::from_raw(owner.gid()), switch: true });
         }
         for name in SERVER_USERS {
             if let Some(user) = User::from_name(name).map_err(passwd_error)? {

@@ -66,11 +66,11 @@ pub enum PostgresError {
         user: String,
     },
     /// No space left where the cluster lives.
-    #[error("no space left on the disk of {} (PostgreSQL said: {reason}); free some there, or name another data directory with --data-dir", path.display())]
+    #[error("not enough space on the disk of {} ({reason}); free some there, or name another data directory with --data-dir", path.display())]
     DiskFull {
         /// The data directory.
         path: PathBuf,
-        /// PostgreSQL's own words.
+        /// How much is needed, or PostgreSQL's own words.
         reason: String,
     },
     /// `initdb`, or creating the database in the new cluster, failed.
@@ -138,15 +138,17 @@ pub(super) fn from_output(
     uid: u32,
     otherwise: impl FnOnce(String) -> PostgresError,
 ) -> PostgresError {
-    let reason = decisive_line(output);
-    if output.contains("No space left on device") || output.contains("Disk quota exceeded") {
-        PostgresError::DiskFull { path: data_dir.to_owned(), reason }
+    if let Some(line) = output.lines().find(|line| SIGNS_OF_A_FULL_DISK.iter().any(|sign| line.contains(sign))) {
+        PostgresError::DiskFull { path: data_dir.to_owned(), reason: decisive_line(line) }
     } else if output.contains("could not look up effective user ID") {
         PostgresError::NoAccount { uid }
     } else {
-        otherwise(reason)
+        otherwise(decisive_line(output))
     }
 }
+
+/// The last is what PostgreSQL says where the system wrote less than it was given.
+const SIGNS_OF_A_FULL_DISK: [&str; 3] = ["No space left on device", "Disk quota exceeded", "wrote only "];
 
 /// The line that says why: the last FATAL or PANIC or error, else the last line at all.
 fn decisive_line(output: &str) -> String {
@@ -171,12 +173,16 @@ mod tests {
     fn a_full_disk_is_recognised_and_named() {
         let error = classify(
             "creating directory /data/postgres ... ok\n\
-             initdb: error: could not write to file \"x\": No space left on device\n\
+             FATAL:  could not extend file \"base/1/2691\": No space left on device\n\
+             PANIC:  cannot abort transaction 1, it was already committed\n\
              initdb: removing contents of data directory \"/data/postgres\"\n",
         );
         assert!(matches!(error, PostgresError::DiskFull { .. }));
         let text = error.to_string();
-        assert!(text.starts_with("no space left on the disk of /data") && !text.contains('\n'), "{text}");
+        assert!(text.starts_with("not enough space on the disk of /data (could not extend file"), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+        let partly = classify("FATAL:  could not extend file \"x\": wrote only 4096 of 8192 bytes at block 5\n");
+        assert!(matches!(partly, PostgresError::DiskFull { .. }));
     }
 
     #[test]

@@ -73,8 +73,8 @@ pub struct ManagedPostgres {
 
 impl ManagedPostgres {
     /// Starts the server on the cluster `postgres` below `data_dir`, making it where there is none, and waits until it
-    /// takes connections: about two seconds for a new cluster, some 50 ms for one that was stopped in order, and after
-    /// a kill as long as the replay of at most 512 MB of log takes.
+    /// takes connections: one to two seconds for a new cluster, some 50 ms for one that was stopped in order, and after
+    /// a kill as long as the replay of at most 256 MB of log takes, about a second.
     ///
     /// # Errors
     /// See [`PostgresError`]; each says in one line what would be right.
@@ -127,10 +127,10 @@ impl ManagedPostgres {
 impl Drop for ManagedPostgres {
     fn drop(&mut self) {
         let _ = self.events.send(Event::Stop);
-        if let Some(supervisor) = self.supervisor.take() {
-            if supervisor.join().is_err() {
-                tracing::error!("the supervisor of PostgreSQL panicked");
-            }
+        if let Some(supervisor) = self.supervisor.take()
+            && supervisor.join().is_err()
+        {
+            tracing::error!("the supervisor of PostgreSQL panicked");
         }
     }
 }

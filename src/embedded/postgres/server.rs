@@ -20,7 +20,7 @@ use super::{cluster, leftover, server_log, socket};
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// The first and the longest pause between two looks at whether it is ready.
 const LOOK_FIRST: Duration = Duration::from_millis(2);
-const LOOK_SLOWEST: Duration = Duration::from_millis(25);
+const LOOK_SLOWEST: Duration = Duration::from_millis(10);
 /// How often the supervisor looks whether a server whose output is still open has ended nevertheless.
 const LOOK_FOR_END: Duration = Duration::from_secs(1);
 /// After so many looks its orphaned server processes are not waited for any longer.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A log file that is longer is set aside as `.1`, in place of the one set aside before.
@@ -46,7 +47,8 @@ struct BoundedLog {
 
 impl BoundedLog {
     fn open(path: &Path, longest: u64) -> BoundedLog {
-        let file = OpenOptions::new().append(true).create(true).open(path).ok();
+        // Private: a statement that failed is quoted in it.
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path).ok();
         let length = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
         BoundedLog { path: path.to_owned(), file, length, longest }
     }
@@ -56,10 +58,10 @@ impl BoundedLog {
             let _ = fs::rename(&self.path, self.path.with_extension("log.1"));
             *self = BoundedLog::open(&self.path, self.longest);
         }
-        if let Some(file) = &mut self.file {
-            if file.write_all(line).is_ok() {
-                self.length += line.len() as u64;
-            }
+        if let Some(file) = &mut self.file
+            && file.write_all(line).is_ok()
+        {
+            self.length += line.len() as u64;
         }
     }
 }
