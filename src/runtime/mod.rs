@@ -3,7 +3,9 @@
 mod config;
 mod platform;
 mod supervise;
+mod wallex;
 
 pub use config::{Config, Parts};
 pub use platform::{Attachment, OpenError, Platform};
 pub use supervise::{Stage, Supervisor, TaskEnded};
+pub use wallex::{ProjectedError, Wallex};

@@ -33,6 +33,15 @@ pub enum OpenError {
          --database-url or WALLEX_DATABASE_URL"
     )]
     NothingThere(String),
+    /// A part that publishes or consumes found no broker.
+    #[error(
+        "no broker to work on: the embedded one lives in `wallex serve`, which does not run; start it, or name brokers with \
+         --kafka-brokers or WALLEX_KAFKA_BROKERS"
+    )]
+    NoBroker,
+    /// HTTP cannot be served.
+    #[error("cannot serve HTTP: {0}")]
+    Listener(String),
 }
 
 /// The data directory held, and what was started in it.
