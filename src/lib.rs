@@ -1,8 +1,10 @@
 //! wallex: an event-sourced wallet that proves where every cent went.
 pub mod cli;
 pub mod kafka;
+pub mod lag;
 pub mod log;
 pub mod money;
 pub mod postgres;
 pub mod sequencer;
+pub mod verify;
 pub mod wallet;

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+mod lag;
 pub mod log;
 
 use sqlx::migrate::MigrateError;
