@@ -3,15 +3,20 @@
 //! Two measures, because they fail apart. Kafka's offsets say how many records a group has still to read; the database's
 //! checkpoints say up to which position of the log a group's tables are complete. With the broker away the second is still known.
 
+mod behind;
+mod probe;
 mod standing;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::kafka::KafkaConfig;
 use crate::log::Position;
 use crate::postgres::Database;
 
+pub(crate) use behind::EventTime;
+pub use probe::{BROKER_TIMEOUT, LagProbe};
 pub(crate) use standing::Standing;
 
 /// The consumer groups that wallex itself runs. They are listed even where they have never run.
@@ -74,6 +79,14 @@ pub struct GroupLag {
     pub behind_ms: Option<i64>,
     /// Its partitions, by number.
     pub partitions: Vec<PartitionLag>,
+}
+
+impl GroupLag {
+    /// How many records or events wait at most: what Kafka says, or where it says nothing the part of the log, up to `head`, that
+    /// the group may lack.
+    pub fn waiting(&self, head: Position) -> i64 {
+        self.lag.unwrap_or((head - self.position).max(0))
+    }
 }
 
 /// One partition, as one group stands in it.
@@ -157,4 +170,12 @@ pub enum LagError {
 /// [`LagError`] where the database does not answer.
 pub async fn progress(database: &Database) -> Result<Progress, LagError> {
     Ok(database.standing().await?.progress())
+}
+
+/// What is behind now, asked once. Who asks again and again keeps a [`LagProbe`].
+///
+/// # Errors
+/// [`LagError`] where the database does not answer.
+pub async fn report(database: &Database, kafka: Option<&KafkaConfig>) -> Result<LagReport, LagError> {
+    LagProbe::new(database.clone(), kafka.cloned()).report().await
 }
