@@ -4,9 +4,9 @@
 #   docker run --rm wallex --help
 
 FROM rust:1.95-slim-bookworm AS build
-# cmake, make and a C++ compiler build librdkafka, the Kafka client.
+# They build librdkafka, the Kafka client.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends cmake g++ make \
+    && apt-get install -y --no-install-recommends g++ make \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY . .

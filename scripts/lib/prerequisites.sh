@@ -2,7 +2,7 @@
 # What the scripts of this project need from the machine, and how it is installed where it is missing.
 # Sourced, not run. Written for bash 3.2, which is the one that macOS has.
 #
-#   need_build_tools     C and C++ compiler, make, cmake: they build librdkafka, the Kafka client
+#   need_build_tools     C and C++ compiler and make: they build librdkafka, the Kafka client
 #   need_postgres        PostgreSQL's server programs: wallex runs a private server of its own with them
 #   need_program git     any other program whose package has its name
 #   install_missing      installs what the lines above found missing; says nothing when that is nothing
@@ -71,7 +71,6 @@ need_build_tools() {
         fi
         missing "C and C++ compiler, builds the Kafka client" gcc g++ libc6-dev make
     fi
-    has cmake || missing "builds the Kafka client" cmake
     # On Linux cargo checks the registry's certificate against the system's list.
     on_macos || [ -n "${SSL_CERT_FILE:-}" ] || [ -e /etc/ssl/certs/ca-certificates.crt ] ||
         missing "to download over TLS" ca-certificates

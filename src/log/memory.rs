@@ -67,6 +67,9 @@ impl EventLog for MemoryLog {
             }
             *expected += 1;
         }
+        if batch.keys.iter().any(|key| state.keys.contains_key(&key.scope)) {
+            return Ok(Appended::Conflict);
+        }
         for (place, event) in batch.events.iter().enumerate() {
             let position = head + 1 + place as Position;
             state.streams.entry(event.stream.clone()).or_default().push(position);
@@ -86,6 +89,11 @@ impl EventLog for MemoryLog {
             state.keys.insert(key.scope.clone(), (key.clone(), batch.recorded_at));
         }
         Ok(Appended::At(head + batch.events.len() as Position))
+    }
+
+    async fn lock_head(&self) -> Result<Position, LogError> {
+        // One process, one sequencer: there is nobody to keep waiting.
+        self.head().await
     }
 
     async fn head(&self) -> Result<Position, LogError> {

@@ -115,7 +115,7 @@ pub struct Batch {
 pub enum Appended {
     /// Durable. The last event got this position; the ones before it lie directly before.
     At(Position),
-    /// Somebody else has appended: the head, or a stream's revision, is no longer the expected one. Nothing was written.
+    /// The head or a stream's revision is not the expected one, or one of the keys is known already. Nothing was written.
     Conflict,
 }
 
@@ -204,6 +204,11 @@ pub trait EventLog: Clone + Send + Sync + 'static {
     /// Appends a batch whole or not at all. To send the very same batch again is safe if it has an
     /// `expected_head`: at most one of the attempts can succeed.
     fn append(&self, batch: &Batch) -> impl Future<Output = Result<Appended, LogError>> + Send;
+
+    /// Keeps every other writer waiting until this log's next [`append`](EventLog::append), which must follow (an empty batch
+    /// will do) and answers the head's position. For a writer that has lost the race and wants to win the next one.
+    /// The lock is gone with the connection, so nobody is kept waiting by a writer that died.
+    fn lock_head(&self) -> impl Future<Output = Result<Position, LogError>> + Send;
 
     /// The position of the last event, 0 of an empty log.
     fn head(&self) -> impl Future<Output = Result<Position, LogError>> + Send;

@@ -17,6 +17,9 @@ use crate::wallet::{EVENT_VERSION, WalletId};
 /// PostgreSQL's notification channel that is rung once for each append; the payload is the new head's position.
 pub const NOTIFY_CHANNEL: &str = "wallex_log";
 
+/// How long the head's lock may be held without a word from its holder, as PostgreSQL writes durations.
+const HEAD_LOCK_IDLE_MAX: &str = "5s";
+
 /// One statement, so that an append is one round trip and one commit.
 ///
 /// `head` is the compare-and-swap, and everything else hangs on its row: no row, nothing is written. A stream's last revision
@@ -38,6 +41,9 @@ WITH batch AS (
        AND NOT EXISTS (
            SELECT FROM resolved r
             WHERE r.revision <> coalesce((SELECT max(e.revision) FROM events e WHERE e.stream_id = r.known_id), -1) + 1)
+       AND NOT EXISTS (
+           SELECT FROM unnest($12::text[], $13::text[], $14::text[]) AS k(wallet_id, command_kind, key)
+             JOIN idempotency_keys i USING (wallet_id, command_kind, key))
     RETURNING position
 ), new_streams AS (
     INSERT INTO streams (stream_id, name)
@@ -60,7 +66,14 @@ SELECT position, pg_notify('wallex_log', position::text) FROM head";
 pub struct PostgresLog {
     database: Database,
     /// The connection that appends go through, one at a time. `None` until the first append and after an error.
-    writer: Arc<Mutex<Option<PgConnection>>>,
+    writer: Arc<Mutex<Option<Writer>>>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    connection: PgConnection,
+    /// Whether a transaction is open that holds the head's row lock.
+    holds_head: bool,
 }
 
 impl PostgresLog {
@@ -71,6 +84,19 @@ impl PostgresLog {
 
     fn pool(&self) -> &PgPool {
         self.database.pool()
+    }
+
+    async fn take_writer(&self, kept: &mut Option<Writer>) -> Result<Writer, sqlx::Error> {
+        match kept.take() {
+            Some(writer) => Ok(writer),
+            None => {
+                // A writer that is halted while it holds the head's lock must not halt the others with it.
+                let options = self.database.connect_options().clone();
+                let options = options.options([("idle_in_transaction_session_timeout", HEAD_LOCK_IDLE_MAX)]);
+                let connection = PgConnection::connect_with(&options).await?;
+                Ok(Writer { connection, holds_head: false })
+            }
+        }
     }
 
     async fn append_on(connection: &mut PgConnection, batch: &Batch) -> Result<Appended, sqlx::Error> {
@@ -140,16 +166,32 @@ impl EventLog for PostgresLog {
     }
 
     async fn append(&self, batch: &Batch) -> Result<Appended, LogError> {
-        let mut writer = self.writer.lock().await;
-        let mut connection = match writer.take() {
-            Some(connection) => connection,
-            None => PgConnection::connect_with(self.database.connect_options()).await.map_err(log_error)?,
-        };
-        // The connection goes back only after an answer: one that was dropped half-way (a caller's time-out) or that
+        let mut kept = self.writer.lock().await;
+        let mut writer = self.take_writer(&mut kept).await.map_err(log_error)?;
+        // The connection is kept only after an answer: one that was dropped half-way (a caller's time-out) or that
         // failed is in a state that nobody knows.
-        let appended = Self::append_on(&mut connection, batch).await.map_err(log_error)?;
-        *writer = Some(connection);
+        let appended = Self::append_on(&mut writer.connection, batch).await.map_err(log_error)?;
+        if writer.holds_head {
+            sqlx::query("COMMIT").execute(&mut writer.connection).await.map_err(log_error)?;
+            writer.holds_head = false;
+        }
+        *kept = Some(writer);
         Ok(appended)
+    }
+
+    async fn lock_head(&self) -> Result<Position, LogError> {
+        let mut kept = self.writer.lock().await;
+        let mut writer = self.take_writer(&mut kept).await.map_err(log_error)?;
+        if !writer.holds_head {
+            sqlx::query("BEGIN").execute(&mut writer.connection).await.map_err(log_error)?;
+            writer.holds_head = true;
+        }
+        let position = sqlx::query_scalar("SELECT position FROM log_head FOR UPDATE")
+            .fetch_one(&mut writer.connection)
+            .await
+            .map_err(log_error)?;
+        *kept = Some(writer);
+        Ok(position)
     }
 
     async fn head(&self) -> Result<Position, LogError> {

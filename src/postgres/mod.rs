@@ -39,6 +39,12 @@ pub enum DatabaseError {
     Migrate(String),
 }
 
+/// How long a caller waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may lie idle and still be used without asking whether it lives.
+const UNTESTED_IDLE_MAX: Duration = Duration::from_secs(1);
+
 /// A pool of connections to one database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Database {
@@ -60,7 +66,17 @@ impl Database {
         let masked_url = masked(url);
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
-            .acquire_timeout(Duration::from_secs(10))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A connection used a moment ago is taken as it is; one that has lain idle may have died with its server.
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > UNTESTED_IDLE_MAX {
+                        sqlx::Connection::ping(connection).await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_with(options.clone())
             .await
             .map_err(|error| DatabaseError::Connect { url: masked_url.clone(), reason: error.to_string() })?;

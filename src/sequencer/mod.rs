@@ -1,16 +1,37 @@
-//! The write path. One task, the sequencer, decides commands one after another against wallets that it holds in memory,
-//! and commits many of them at once.
+//! The write path. One task, the [`Sequencer`], decides commands one after another against wallets that it holds in memory,
+//! and makes many of them durable in one commit: while that commit is under way, the next batch gathers.
 //!
-//! Callers talk to a [`CommandService`]; each waits for its own durable answer.
+//! Callers talk to a [`CommandService`]; each waits for its own durable answer. What makes this safe:
+//!
+//! - **Several processes on one log.** Each append is a compare-and-swap on the log's head. If somebody else has appended,
+//!   nothing is written: the sequencer reads what is new, decides again, and from then on takes the head's lock first for
+//!   as long as others keep writing, so that nobody starves. No caller ever sees a conflict.
+//! - **A rejection is as true as a success.** It is given only once the head is known not to have moved under the decision.
+//! - **An append with an unknown outcome** (the connection died, the time ran out) is sent again, byte for byte. At most
+//!   one of the attempts can win the swap; if the swap is lost, the event ids that stand in the log tell whose it was.
+//! - **Idempotency keys** are written in the same commit, and an append that would write a known key writes nothing.
+//!
+//! The idea of deciding in memory and committing in groups is the LMAX architecture's, with group commit as databases do it.
+
+mod batch;
+mod idempotency;
+mod run;
+mod snapshot;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::log::Position;
 use crate::wallet::{Command, Rejection, Wallet};
+
+pub use idempotency::forget_old_keys;
+pub use run::Sequencer;
+pub use snapshot::{SNAPSHOT_FORMAT, restore};
 
 /// A command with what travels beside it.
 #[derive(Clone, Debug)]
@@ -21,6 +42,13 @@ pub struct Request {
     pub idempotency_key: Option<Arc<str>>,
     /// The caller's correlation id; it travels into event metadata and Kafka headers.
     pub correlation_id: Arc<str>,
+}
+
+impl Request {
+    /// A request without an idempotency key, under a correlation id of its own.
+    pub fn new(command: Command) -> Self {
+        Request { command, idempotency_key: None, correlation_id: Uuid::now_v7().to_string().into() }
+    }
 }
 
 /// A durable answer.
@@ -37,7 +65,7 @@ pub struct Answer {
 }
 
 /// Why a command was not answered with a state.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CommandError {
     /// The command broke a rule. Nothing was changed.
     #[error(transparent)]
@@ -51,8 +79,8 @@ pub enum CommandError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The store did not answer in time. `maybe_done` says whether the command may have happened all the same: a retry
-    /// with the same idempotency key tells.
+    /// The log did not answer in time, or this process is stopping. `maybe_done` says whether the command may have happened
+    /// all the same: a retry with the same idempotency key tells.
     #[error("the event log did not answer in time")]
     Unavailable {
         /// Whether the command may have happened.
@@ -60,11 +88,97 @@ pub enum CommandError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The store holds something that must not be; an operator has to look.
+    /// The log holds something that must not be, or refused for good; an operator has to look. Nothing was done.
     #[error("the event log holds something wrong: {0}")]
     Corrupt(String),
 }
 
-mod snapshot;
+/// Bounds of the write path.
+#[derive(Clone, Debug)]
+pub struct SequencerOptions {
+    /// How many commands may wait; one more is answered with [`CommandError::Busy`].
+    pub queue_max: usize,
+    /// How many commands share a commit at most.
+    pub batch_max: usize,
+    /// How many wallets are held in memory; the least recently used one goes first.
+    pub cached_wallets_max: usize,
+    /// How long a caller waits for its answer at most.
+    pub command_deadline: Duration,
+    /// After how long an append without an answer counts as one of unknown outcome.
+    pub append_timeout: Duration,
+}
 
-pub use snapshot::{SNAPSHOT_FORMAT, restore};
+impl Default for SequencerOptions {
+    fn default() -> Self {
+        SequencerOptions {
+            queue_max: 4_096,
+            batch_max: 512,
+            cached_wallets_max: 100_000,
+            command_deadline: Duration::from_secs(5),
+            append_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// When a caller who was turned away should try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The callers' end of the write path. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CommandService {
+    queue: mpsc::Sender<Job>,
+    command_deadline: Duration,
+}
+
+/// A command on its way through the queue.
+#[derive(Debug)]
+struct Job {
+    request: Request,
+    reply: oneshot::Sender<Result<Answer, CommandError>>,
+    claim: Arc<Claim>,
+}
+
+/// Who has the say over a waiting command: the caller, who may give up, or the sequencer, once it has taken it.
+#[derive(Debug, Default)]
+struct Claim(AtomicU8);
+
+impl Claim {
+    const WAITING: u8 = 0;
+    const TAKEN: u8 = 1;
+    const GIVEN_UP: u8 = 2;
+
+    fn take(&self) -> bool {
+        self.0.compare_exchange(Self::WAITING, Self::TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Whether the command will certainly never be done.
+    fn give_up(&self) -> bool {
+        self.0.compare_exchange(Self::WAITING, Self::GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+impl CommandService {
+    /// Executes a command and waits until it is durable.
+    ///
+    /// Dropping the future does not undo anything: a command that has been queued may still happen.
+    ///
+    /// # Errors
+    /// [`CommandError`]. Of all but [`CommandError::Unavailable`] with `maybe_done` it is certain that nothing was changed.
+    pub async fn execute(&self, request: Request) -> Result<Answer, CommandError> {
+        let (reply, answer) = oneshot::channel();
+        let claim = Arc::new(Claim::default());
+        self.queue.try_send(Job { request, reply, claim: Arc::clone(&claim) }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => CommandError::Busy { retry_after: RETRY_AFTER },
+            mpsc::error::TrySendError::Closed(_) => {
+                CommandError::Unavailable { maybe_done: false, retry_after: RETRY_AFTER }
+            }
+        })?;
+        match tokio::time::timeout(self.command_deadline, answer).await {
+            Ok(Ok(answer)) => answer,
+            // No answer in time, or the sequencer is gone with the command in its hands.
+            Ok(Err(_)) | Err(_) => {
+                Err(CommandError::Unavailable { maybe_done: !claim.give_up(), retry_after: RETRY_AFTER })
+            }
+        }
+    }
+}
