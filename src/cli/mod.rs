@@ -2,6 +2,7 @@
 
 pub mod lag;
 mod output;
+pub mod verify;
 
 use std::process::ExitCode;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 mod lag;
 pub mod log;
+mod verify;
 
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
