@@ -2,9 +2,11 @@
 pub mod cli;
 pub mod embedded;
 pub mod kafka;
+pub mod lag;
 pub mod log;
 pub mod money;
 pub mod postgres;
 pub mod runtime;
 pub mod sequencer;
+pub mod verify;
 pub mod wallet;

@@ -1,6 +1,8 @@
 //! The `wallex` command: arguments, and one file a verb. Everything it does, the library does.
 
+pub mod lag;
 mod output;
+pub mod verify;
 
 use std::process::ExitCode;
 

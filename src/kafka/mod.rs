@@ -4,6 +4,8 @@
 
 mod partitioner;
 mod record;
+mod topic_reader;
+mod watermarks;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +17,8 @@ pub use record::{
     EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_POSITION,
     HEADER_REVISION, OutgoingRecord, RecordError,
 };
+pub(crate) use topic_reader::{TopicReader, TopicRecord};
+pub(crate) use watermarks::{OffsetReader, Offsets};
 
 /// The topic that carries every event.
 pub const EVENTS_TOPIC: &str = "wallet-events";

@@ -3,7 +3,9 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+mod lag;
 pub mod log;
+mod verify;
 
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
