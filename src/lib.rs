@@ -1,6 +1,7 @@
 //! wallex: an event-sourced wallet that proves where every cent went.
 pub mod cli;
 pub mod embedded;
+pub mod http;
 pub mod kafka;
 pub mod lag;
 pub mod log;

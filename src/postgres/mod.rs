@@ -5,6 +5,7 @@ use std::time::Duration;
 
 mod lag;
 pub mod log;
+pub mod queries;
 mod verify;
 
 use sqlx::migrate::MigrateError;
