@@ -33,6 +33,24 @@ async fn the_same_key_and_body_give_the_same_answer_and_one_effect_on_every_comm
 }
 
 #[tokio::test]
+async fn a_retry_is_given_its_answer_though_the_command_would_now_be_refused() {
+    let server = Server::start().await;
+    server.open("w", "10").await;
+    server.open("to", "0").await;
+    let path = "/wallets/w/transfer";
+    let body = r#"{"toWalletId":"to","amount":10}"#;
+
+    let first = server.client.post_with(path, &KEY, body).await;
+    let again = server.client.post_with(path, &KEY, body).await;
+    let other = server.client.post_with(path, &KEY, r#"{"toWalletId":"to","amount":11}"#).await;
+
+    assert_eq!((first.status, again.status), (201, 201), "{}", again.text);
+    assert_eq!((first.text, again.header("idempotency-replayed")), (again.text.clone(), Some("true")));
+    other.is_error(422, "IDEMPOTENCY_KEY_REUSED");
+    assert_eq!(server.state_of("w").await, ("0".to_owned(), 2));
+}
+
+#[tokio::test]
 async fn a_failed_attempt_does_not_burn_its_key() {
     let server = Server::start().await;
     server.open("w", "1").await;
