@@ -2,7 +2,9 @@
 
 pub mod cli;
 pub mod embedded;
+pub mod http;
 pub mod kafka;
+pub mod lag;
 pub mod log;
 pub mod money;
 pub mod postgres;
@@ -10,4 +12,5 @@ pub mod projection;
 pub mod relay;
 pub mod runtime;
 pub mod sequencer;
+pub mod verify;
 pub mod wallet;

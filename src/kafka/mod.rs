@@ -7,6 +7,8 @@ mod partitioner;
 mod producer;
 mod record;
 mod tail;
+mod topic_reader;
+mod watermarks;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +24,8 @@ pub use record::{
     HEADER_REVISION, OutgoingRecord, RecordError,
 };
 pub(crate) use tail::{PartitionTail, TopicTail};
+pub(crate) use topic_reader::{TopicReader, TopicRecord};
+pub(crate) use watermarks::{OffsetReader, Offsets};
 
 /// The topic that carries every event.
 pub const EVENTS_TOPIC: &str = "wallet-events";

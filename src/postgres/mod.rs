@@ -4,11 +4,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 mod checkpoint;
+mod lag;
 mod ledger;
 pub mod log;
 mod parked;
+pub mod queries;
 mod read_model;
 mod relay;
+mod verify;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};

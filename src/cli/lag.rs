@@ -1,0 +1,229 @@
+//! `wallex lag`: what is behind, and by how much.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use comfy_table::{Cell, CellAlignment, Table};
+use std::io::IsTerminal;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
+use crate::lag::{GroupLag, LagProbe, LagReport};
+
+/// Exit codes of a program that a signal ended: 128 and the signal's number.
+const EXIT_INTERRUPTED: u8 = 130;
+const EXIT_TERMINATED: u8 = 143;
+
+/// Parked wallets that the table names; JSON has them all.
+const PARKED_ROWS_MAX: usize = 20;
+
+/// What is behind, and by how much: the outbox, each consumer group, parked wallets.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wallex lag                    once, as tables
+  wallex lag --watch            again every 2 seconds until Ctrl-C
+  wallex lag --max 1000         exit code 1 if the outbox or a group has more than 1000 waiting
+  wallex lag -o json | jq '.groups[] | {group, lag, behindMs}'
+
+A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the
+database, from which a group really goes on; it is known with the broker away too.")]
+pub struct Args {
+    /// Ask again every SECONDS (2 if left out) until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub watch: Option<u64>,
+
+    /// Exit with 1 if more than N wait in the outbox or for any group; with --watch, as soon as that is so
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
+    pub max: Option<i64>,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Where the database does not answer, or stdout cannot be written.
+pub async fn run(args: &Args, connections: &Connections, output: &Output) -> Outcome {
+    let probe = LagProbe::new(connections.database.clone(), connections.kafka.clone());
+    let Some(seconds) = args.watch else {
+        let report = probe.report().await?;
+        show(&report, output)?;
+        return Ok(verdict(&report, args.max));
+    };
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut ticks = tokio::time::interval(Duration::from_secs(seconds));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let next = async {
+            ticks.tick().await;
+            probe.report().await
+        };
+        let report = tokio::select! {
+            code = ended(&mut interrupt, &mut terminate) => return Ok(ExitCode::from(code)),
+            report = next => report?,
+        };
+        if output.format == Format::Table && std::io::stdout().is_terminal() {
+            // Home, and clear from there: the last picture gives way without flicker.
+            output.line("\x1b[H\x1b[J")?;
+        }
+        show(&report, output)?;
+        if args.max.is_some_and(|max| is_above(&report, max)) {
+            return Ok(ExitCode::from(EXIT_NO));
+        }
+    }
+}
+
+async fn ended(interrupt: &mut Signal, terminate: &mut Signal) -> u8 {
+    tokio::select! {
+        _ = interrupt.recv() => EXIT_INTERRUPTED,
+        _ = terminate.recv() => EXIT_TERMINATED,
+    }
+}
+
+fn verdict(report: &LagReport, max: Option<i64>) -> ExitCode {
+    if max.is_some_and(|max| is_above(report, max)) { ExitCode::from(EXIT_NO) } else { ExitCode::SUCCESS }
+}
+
+fn is_above(report: &LagReport, max: i64) -> bool {
+    report.outbox.depth > max || report.groups.iter().any(|group| group.waiting(report.outbox.head) > max)
+}
+
+fn show(report: &LagReport, output: &Output) -> color_eyre::Result<()> {
+    if output.format == Format::Json {
+        return Ok(output.json(report)?);
+    }
+    output.line(outbox_table(report, output).to_string())?;
+    output.line(group_table(report, output).to_string())?;
+    if !report.parked.is_empty() {
+        output.line(parked_table(report, output).to_string())?;
+    }
+    if report.parked.len() > PARKED_ROWS_MAX {
+        output.line(format!("… and {} more parked; -o json lists them", report.parked.len() - PARKED_ROWS_MAX))?;
+    }
+    if let Some(error) = &report.broker.error {
+        output.note(format!("broker: {error}"));
+    }
+    Ok(())
+}
+
+fn outbox_table(report: &LagReport, output: &Output) -> Table {
+    let outbox = &report.outbox;
+    let mut table = output.table(&["outbox", "log head", "published", "waiting", "oldest"]);
+    table.add_row(vec![
+        Cell::new("wallet-events"),
+        number(Some(outbox.head)),
+        number(Some(outbox.published)),
+        number(Some(outbox.depth)),
+        age(outbox.oldest_age_ms),
+    ]);
+    table
+}
+
+fn group_table(report: &LagReport, output: &Output) -> Table {
+    let mut table = output.table(&["group", "partition", "end", "committed", "lag", "behind", "position"]);
+    for group in &report.groups {
+        for partition in &group.partitions {
+            table.add_row(vec![
+                Cell::new(&group.group),
+                number(Some(i64::from(partition.partition))),
+                number(partition.end),
+                number(partition.committed),
+                number(partition.lag),
+                age(partition.behind_ms),
+                number(partition.position),
+            ]);
+        }
+        table.add_row(total_row(group));
+    }
+    table
+}
+
+fn total_row(group: &GroupLag) -> Vec<Cell> {
+    let sum = |of: fn(&crate::lag::PartitionLag) -> Option<i64>| {
+        // What is not known of one partition is not known of all; but nothing committed in one adds nothing.
+        group.partitions.iter().filter_map(of).reduce(|sum, next| sum + next)
+    };
+    vec![
+        Cell::new(&group.group),
+        Cell::new("all").set_alignment(CellAlignment::Right),
+        number(sum(|partition| partition.end)),
+        number(sum(|partition| partition.committed)),
+        number(group.lag),
+        age(group.behind_ms),
+        number(Some(group.position)),
+    ]
+}
+
+fn parked_table(report: &LagReport, output: &Output) -> Table {
+    let mut table = output.table(&["group", "parked wallet", "records", "since", "why"]);
+    for parked in report.parked.iter().take(PARKED_ROWS_MAX) {
+        table.add_row(vec![
+            Cell::new(&parked.group),
+            Cell::new(parked.wallet_id.as_deref().unwrap_or("(of no wallet)")),
+            number(Some(parked.records)),
+            Cell::new(time(parked.since)),
+            Cell::new(one_line(&parked.error)),
+        ]);
+    }
+    table
+}
+
+fn number(value: Option<i64>) -> Cell {
+    Cell::new(value.map_or("-".to_owned(), |value| value.to_string())).set_alignment(CellAlignment::Right)
+}
+
+fn age(milliseconds: Option<i64>) -> Cell {
+    Cell::new(milliseconds.map_or("-".to_owned(), age_text)).set_alignment(CellAlignment::Right)
+}
+
+/// An age for people: two units at most, the smaller ones do not matter.
+fn age_text(milliseconds: i64) -> String {
+    let seconds = milliseconds / 1_000;
+    match seconds {
+        0 => format!("{milliseconds} ms"),
+        1..60 => format!("{seconds}.{} s", milliseconds % 1_000 / 100),
+        60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}
+
+fn time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// Errors come from elsewhere: one line, and not the longest.
+fn one_line(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 100;
+    let line = text.split(char::is_control).collect::<Vec<_>>().join(" ");
+    if line.chars().count() <= CHARACTERS_MAX {
+        return line;
+    }
+    line.chars().take(CHARACTERS_MAX - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_read_well() {
+        for (milliseconds, expected) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1_250, "1.2 s"),
+            (59_999, "59.9 s"),
+            (61_000, "1 min 1 s"),
+            (3_660_000, "1 h 1 min"),
+            (90_000_000, "1 d 1 h"),
+        ] {
+            assert_eq!(age_text(milliseconds), expected);
+        }
+    }
+
+    #[test]
+    fn an_error_of_many_lines_stays_in_its_row() {
+        assert_eq!(one_line("a\nb\tc"), "a b c");
+        assert_eq!(one_line(&"x".repeat(300)).chars().count(), 100);
+    }
+}

@@ -1,0 +1,182 @@
+//! Reads a topic from its beginning to where it ends now, each partition at its own pace. Joins no group, commits nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::{Message, Offset, TopicPartitionList};
+
+use crate::kafka::watermarks::{Watermarks, watermarks};
+use crate::kafka::{HEADER_POSITION, KafkaConfig};
+use crate::log::Position;
+
+/// librdkafka wants a group's name to assign partitions. Nobody ever joins this one.
+const GROUP: &str = "wallex-verify";
+
+/// How long one look at the queue lasts, before the client's other events get their turn.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Memory is bounded by the first of these, a partition. The rest keeps the client from pausing for its usual second whenever
+/// a partition's queue has been full, or for half a second where the other partitions have nothing to say.
+const CLIENT_DEFAULTS: [(&str, &str); 8] = [
+    ("queued.max.messages.kbytes", "2048"),
+    ("queued.min.messages", "10000"),
+    ("fetch.message.max.bytes", "524288"),
+    ("fetch.queue.backoff.ms", "5"),
+    ("fetch.wait.max.ms", "10"),
+    ("fetch.error.backoff.ms", "50"),
+    ("auto.offset.reset", "earliest"),
+    ("enable.auto.commit", "false"),
+];
+
+/// A record as it lies in the topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TopicRecord {
+    /// Its offset in its partition.
+    pub offset: i64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+    /// Its headers, in order.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl TopicRecord {
+    /// The position that its header names, if it does.
+    pub fn position(&self) -> Option<Position> {
+        let (_, value) = self.headers.iter().find(|(name, _)| name == HEADER_POSITION)?;
+        std::str::from_utf8(value.as_deref()?).ok()?.parse().ok()
+    }
+}
+
+/// Reads a topic. Its calls block.
+pub(crate) struct TopicReader {
+    topic: String,
+    timeout: Duration,
+    /// Before the consumer that it belongs to, so that it goes first.
+    partitions: BTreeMap<i32, Partition>,
+    consumer: Arc<BaseConsumer>,
+}
+
+struct Partition {
+    queue: rdkafka::consumer::base_consumer::PartitionQueue<DefaultConsumerContext>,
+    watermarks: Watermarks,
+    /// Offset of the next record to come out of the queue, at least.
+    next: i64,
+    peeked: Option<TopicRecord>,
+}
+
+impl TopicReader {
+    /// Opens the topic, up to where it ends now; `None` where there is no such topic.
+    ///
+    /// # Errors
+    /// Why the broker did not answer within `timeout`, for people.
+    pub fn open(config: &KafkaConfig, topic: &str, timeout: Duration) -> Result<Option<Self>, String> {
+        Self::try_open(config, topic, timeout).map_err(|error| format!("{} does not answer: {error}", config.brokers))
+    }
+
+    fn try_open(config: &KafkaConfig, topic: &str, timeout: Duration) -> Result<Option<Self>, KafkaError> {
+        let mut client_config = config.client_config(&CLIENT_DEFAULTS);
+        client_config.set("group.id", GROUP).set("enable.partition.eof", "true");
+        let consumer: Arc<BaseConsumer> = Arc::new(client_config.create()?);
+        let found = watermarks(&*consumer, topic, Instant::now() + timeout)?;
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let mut assignment = TopicPartitionList::with_capacity(found.len());
+        for (partition, watermarks) in &found {
+            assignment.add_partition_offset(topic, *partition, Offset::Offset(watermarks.low))?;
+        }
+        consumer.assign(&assignment)?;
+        let mut partitions = BTreeMap::new();
+        for (partition, watermarks) in found {
+            // A queue each: whoever wants a record of one partition is not handed those of the others.
+            let queue = consumer
+                .split_partition_queue(topic, partition)
+                .ok_or_else(|| KafkaError::Subscription(format!("partition {partition} of {topic}")))?;
+            partitions.insert(partition, Partition { queue, watermarks, next: watermarks.low, peeked: None });
+        }
+        Ok(Some(TopicReader { topic: topic.to_owned(), timeout, partitions, consumer }))
+    }
+
+    /// How many partitions the topic has.
+    pub fn partition_count(&self) -> i32 {
+        self.partitions.keys().next_back().map_or(0, |last| last + 1)
+    }
+
+    /// The next record of a partition, left where it is; `None` at the end.
+    ///
+    /// # Errors
+    /// Why the broker did not deliver, for people.
+    pub fn peek(&mut self, partition: i32) -> Result<Option<&TopicRecord>, String> {
+        let Some(reading) = self.partitions.get_mut(&partition) else {
+            return Ok(None);
+        };
+        if reading.peeked.is_none() {
+            let deadline = Instant::now() + self.timeout;
+            reading.peeked = next_record(reading, &self.consumer, deadline)
+                .map_err(|reason| format!("partition {partition} of {} cannot be read: {reason}", self.topic))?;
+        }
+        Ok(reading.peeked.as_ref())
+    }
+
+    /// Takes the record that was peeked at.
+    pub fn take(&mut self, partition: i32) -> Option<TopicRecord> {
+        self.partitions.get_mut(&partition)?.peeked.take()
+    }
+
+    /// Offset of the oldest record that the broker keeps of a partition by now: retention goes on while we read.
+    ///
+    /// # Errors
+    /// Why the broker did not answer, for people.
+    pub fn low(&self, partition: i32) -> Result<i64, String> {
+        let answer = self.consumer.fetch_watermarks(&self.topic, partition, self.timeout);
+        answer.map(|(low, _)| low).map_err(|error| format!("partition {partition} of {}: {error}", self.topic))
+    }
+}
+
+fn next_record(
+    reading: &mut Partition,
+    consumer: &Arc<BaseConsumer>,
+    deadline: Instant,
+) -> Result<Option<TopicRecord>, String> {
+    let mut trouble = None;
+    while reading.next < reading.watermarks.end {
+        match reading.queue.poll(POLL) {
+            Some(Ok(message)) => {
+                reading.next = message.offset() + 1;
+                // Beyond the end is what came after we began.
+                return Ok((message.offset() < reading.watermarks.end).then(|| copied(&message)));
+            }
+            // The partition has shrunk to less than it was: records were thrown away.
+            Some(Err(KafkaError::PartitionEOF(_))) => reading.next = reading.watermarks.end,
+            // librdkafka tries again by itself; if that does not help, this was the reason.
+            Some(Err(error)) => trouble = Some(error.to_string()),
+            None => {}
+        }
+        // Errors of the client as a whole arrive on its own queue, and so does nothing else that we want.
+        if let Some(Err(error)) = consumer.poll(Duration::ZERO) {
+            trouble = Some(error.to_string());
+        }
+        if Instant::now() >= deadline {
+            return Err(trouble.unwrap_or_else(|| "the broker sends nothing".to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn copied(message: &BorrowedMessage<'_>) -> TopicRecord {
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+    });
+    TopicRecord {
+        offset: message.offset(),
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers,
+    }
+}

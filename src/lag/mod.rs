@@ -1,0 +1,181 @@
+//! What is behind, and by how much: the outbox behind the log, and each consumer group behind the topic.
+//!
+//! Two measures, because they fail apart. Kafka's offsets say how many records a group has still to read; the database's
+//! checkpoints say up to which position of the log a group's tables are complete. With the broker away the second is still known.
+
+mod behind;
+mod probe;
+mod standing;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::kafka::KafkaConfig;
+use crate::log::Position;
+use crate::postgres::Database;
+
+pub(crate) use behind::EventTime;
+pub use probe::{BROKER_TIMEOUT, LagProbe};
+pub(crate) use standing::Standing;
+
+/// The consumer groups that wallex itself runs. They are listed even where they have never run.
+pub const BUILT_IN_GROUPS: [&str; 2] = ["ledger-projector", "read-model-projector"];
+
+/// How many parked wallets a report lists at most, the longest parked first.
+pub const PARKED_WALLETS_MAX: usize = 1_000;
+
+/// What is behind, all of it. Serialised in camelCase; this is what `lag -o json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LagReport {
+    /// What the relay has still to publish.
+    pub outbox: OutboxLag,
+    /// Whether the broker answered.
+    pub broker: BrokerState,
+    /// The groups, by name; wallex's own are always among them.
+    pub groups: Vec<GroupLag>,
+    /// Wallets of which records were put aside; at most [`PARKED_WALLETS_MAX`].
+    pub parked: Vec<ParkedWallet>,
+}
+
+/// The outbox: the part of the log that the broker has not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboxLag {
+    /// Position of the last event in the log.
+    pub head: Position,
+    /// Position up to which everything was acknowledged.
+    pub published: Position,
+    /// How many events wait: `head - published`.
+    pub depth: i64,
+    /// Age of the oldest that waits, in milliseconds; `None` where none waits.
+    pub oldest_age_ms: Option<i64>,
+}
+
+/// Whether the broker answered just now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerState {
+    /// Whether it answered.
+    pub connected: bool,
+    /// What was wrong, where something was.
+    pub error: Option<String>,
+}
+
+/// One consumer group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupLag {
+    /// The group's id, which is the projection's name too.
+    pub group: String,
+    /// The topic that it reads.
+    pub topic: String,
+    /// Everything in the log up to here is in the group's tables: the least of its partitions.
+    pub position: Position,
+    /// Records to be read, over all partitions; `None` where that is not known of each.
+    pub lag: Option<i64>,
+    /// Age of the oldest event that it lacks, in milliseconds; `None` where it lacks none.
+    pub behind_ms: Option<i64>,
+    /// Its partitions, by number.
+    pub partitions: Vec<PartitionLag>,
+}
+
+impl GroupLag {
+    /// How many records or events wait at most: what Kafka says, or where it says nothing the part of the log, up to `head`, that
+    /// the group may lack.
+    pub fn waiting(&self, head: Position) -> i64 {
+        self.lag.unwrap_or((head - self.position).max(0))
+    }
+}
+
+/// One partition, as one group stands in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartitionLag {
+    /// The partition's number.
+    pub partition: i32,
+    /// The offset that the next record will get; `None` where the broker did not say.
+    pub end: Option<i64>,
+    /// The group's committed offset; `None` where nothing is committed, or the broker did not say.
+    pub committed: Option<i64>,
+    /// `end - committed`.
+    pub lag: Option<i64>,
+    /// The checkpoint in the database: every event of this partition up to that position is in the group's tables. `None`
+    /// before the first. This, and not the committed offset, is where the group goes on from.
+    pub position: Option<Position>,
+    /// Age of the oldest event of this partition that the group lacks, in milliseconds; `None` where it lacks none.
+    pub behind_ms: Option<i64>,
+}
+
+/// A wallet of which a group has put records aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ParkedWallet {
+    /// The group.
+    pub group: String,
+    /// The wallet; `None` for records that cannot be laid to any.
+    pub wallet_id: Option<String>,
+    /// How many records wait.
+    pub records: i64,
+    /// When the first of them failed.
+    pub since: DateTime<Utc>,
+    /// Why it failed.
+    pub error: String,
+}
+
+/// How far everything has come, from the database alone: cheap enough to ask many times a second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Position of the last event in the log.
+    pub head: Position,
+    /// Position up to which the broker has acknowledged everything.
+    pub published: Position,
+    /// The groups, by name; wallex's own are always among them.
+    pub groups: Vec<GroupProgress>,
+}
+
+/// How far one group has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupProgress {
+    /// The group's id.
+    pub group: String,
+    /// Everything in the log up to here is in the group's tables.
+    pub position: Position,
+}
+
+impl Progress {
+    /// Whether the relay and every group are through a position.
+    pub fn is_through(&self, position: Position) -> bool {
+        self.published >= position && self.groups.iter().all(|group| group.position >= position)
+    }
+}
+
+/// Why the lag is not known.
+#[derive(Debug, Error)]
+pub enum LagError {
+    /// The database did not answer; it may well do so later.
+    #[error("the database is away: {0}")]
+    Away(String),
+    /// The database refused.
+    #[error("the database refused: {0}")]
+    Refused(String),
+}
+
+/// How far everything has come, from the database alone.
+///
+/// # Errors
+/// [`LagError`] where the database does not answer.
+pub async fn progress(database: &Database) -> Result<Progress, LagError> {
+    Ok(database.standing().await?.progress())
+}
+
+/// What is behind now, asked once. Who asks again and again keeps a [`LagProbe`].
+///
+/// # Errors
+/// [`LagError`] where the database does not answer.
+pub async fn report(database: &Database, kafka: Option<&KafkaConfig>) -> Result<LagReport, LagError> {
+    LagProbe::new(database.clone(), kafka.cloned()).report().await
+}

@@ -1,0 +1,82 @@
+//! What the database knows of how far everything has come.
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use crate::kafka::EVENTS_TOPIC;
+use crate::lag::{EventTime, LagError, PARKED_WALLETS_MAX, ParkedWallet, Standing};
+use crate::log::Position;
+use crate::postgres::{Database, is_transient};
+
+fn lag_error(error: sqlx::Error) -> LagError {
+    if is_transient(&error) { LagError::Away(error.to_string()) } else { LagError::Refused(error.to_string()) }
+}
+
+impl Database {
+    /// One moment: a single statement, so that all its numbers belong together.
+    pub(crate) async fn standing(&self) -> Result<Standing, LagError> {
+        let statement = "SELECT 'head' AS what, '' AS name, 0 AS place, position FROM log_head
+                   UNION ALL SELECT 'published', '', 0, position FROM relay_checkpoint
+                   UNION ALL SELECT 'tail', '', partition, position FROM relay_tails WHERE topic = $1
+                   UNION ALL SELECT 'checkpoint', projection, partition, position FROM projection_checkpoints";
+        let rows = sqlx::query(statement).bind(EVENTS_TOPIC).fetch_all(self.pool()).await.map_err(lag_error)?;
+        let mut standing = Standing::default();
+        for row in &rows {
+            let what: String = row.try_get("what").map_err(lag_error)?;
+            let place: i32 = row.try_get("place").map_err(lag_error)?;
+            let position: i64 = row.try_get("position").map_err(lag_error)?;
+            match what.as_str() {
+                "head" => standing.head = position,
+                "published" => standing.published = position,
+                "tail" => _ = standing.tails.insert(place, position),
+                _ => {
+                    let projection: String = row.try_get("name").map_err(lag_error)?;
+                    standing.checkpoints.insert((projection, place), position);
+                }
+            }
+        }
+        Ok(standing)
+    }
+
+    /// When the first event after a position was recorded.
+    pub(crate) async fn first_event_after(&self, position: Position) -> Result<Option<DateTime<Utc>>, LagError> {
+        let statement = "SELECT recorded_at FROM events WHERE position > $1 ORDER BY position LIMIT 1";
+        sqlx::query_scalar(statement).bind(position).fetch_optional(self.pool()).await.map_err(lag_error)
+    }
+
+    /// Up to `limit` events after a position, without what they say.
+    pub(crate) async fn event_times_after(&self, position: Position, limit: i64) -> Result<Vec<EventTime>, LagError> {
+        let statement = "SELECT e.position, s.name, e.recorded_at FROM events e JOIN streams s USING (stream_id)
+                          WHERE e.position > $1 ORDER BY e.position LIMIT $2";
+        let rows = sqlx::query(statement).bind(position).bind(limit).fetch_all(self.pool()).await.map_err(lag_error)?;
+        let read = |row: &PgRow| -> Result<EventTime, sqlx::Error> {
+            Ok(EventTime {
+                position: row.try_get("position")?,
+                wallet_id: row.try_get("name")?,
+                recorded_at: row.try_get("recorded_at")?,
+            })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(lag_error)
+    }
+
+    /// The wallets that have records parked, the longest parked first.
+    pub(crate) async fn parked_wallets(&self) -> Result<Vec<ParkedWallet>, LagError> {
+        // Of a wallet's records the first one is the cause; the others only wait behind it.
+        let statement = "SELECT projection, wallet_id, count(*) AS records, min(first_failed_at) AS since,
+                                (array_agg(error ORDER BY position, parked_id))[1] AS error
+                           FROM parked_records GROUP BY projection, wallet_id ORDER BY since, projection, wallet_id LIMIT $1";
+        let rows =
+            sqlx::query(statement).bind(PARKED_WALLETS_MAX as i64).fetch_all(self.pool()).await.map_err(lag_error)?;
+        let read = |row: &PgRow| -> Result<ParkedWallet, sqlx::Error> {
+            Ok(ParkedWallet {
+                group: row.try_get("projection")?,
+                wallet_id: row.try_get("wallet_id")?,
+                records: row.try_get("records")?,
+                since: row.try_get("since")?,
+                error: row.try_get("error")?,
+            })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(lag_error)
+    }
+}

@@ -1,0 +1,201 @@
+//! The proof that log, outbox, topic, ledger and read model tell the same story.
+//!
+//! Everything is computed again from the log and compared as of one position, so that traffic does not disturb it. Two passes
+//! read the log, each page by page: one in the order of positions, with the ledger and the topic merged in, which have the same
+//! order; one wallet after wallet, with the read model and the snapshots. Neither holds more than a few pages.
+
+mod drain;
+mod history;
+mod order;
+mod posting;
+mod proof;
+mod rows;
+mod strays;
+mod topic;
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::kafka::{EVENTS_TOPIC, KafkaConfig, TopicReader};
+use crate::lag::LagError;
+use crate::log::Position;
+use crate::postgres::Database;
+use crate::verify::drain::Drained;
+use crate::verify::history::{Bounds, Histories};
+use crate::verify::order::Order;
+use crate::verify::posting::{Ledger, text};
+use crate::verify::proof::Finding;
+use crate::verify::topic::TopicScan;
+
+pub use proof::{Check, Proof};
+pub(crate) use rows::{EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Stray, StreamId, WalletRow};
+
+/// How long the broker may take over each answer.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How to verify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyOptions {
+    /// How long to wait for the relay and the projections to come through the position that is verified.
+    pub wait_max: Duration,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        VerifyOptions { wait_max: Duration::from_secs(30) }
+    }
+}
+
+/// How far a verification has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// What it is doing, in a word or two.
+    pub stage: &'static str,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much there is; 0 where that is not known.
+    pub total: u64,
+}
+
+/// Why nothing could be verified. A difference is no error, and a broker that is away is a difference.
+#[derive(Debug, Error)]
+pub enum VerifyError {
+    /// The database did not answer; it may well do so later.
+    #[error("the database is away: {0}")]
+    Away(String),
+    /// The database refused, or a table is not what it should be.
+    #[error("the database refused: {0}")]
+    Refused(String),
+}
+
+impl From<LagError> for VerifyError {
+    fn from(error: LagError) -> Self {
+        match error {
+            LagError::Away(reason) => VerifyError::Away(reason),
+            LagError::Refused(reason) => VerifyError::Refused(reason),
+        }
+    }
+}
+
+/// Computes everything again from the log and compares, as of the log's head when it begins.
+///
+/// `kafka` is `None` where no broker runs: the topic is then not compared, and the proof says so. Where the relay or a
+/// projection is behind for longer than the options allow, that is a difference, and each table is compared as far as it got.
+///
+/// # Errors
+/// [`VerifyError`] where the database does not answer.
+pub async fn verify(
+    database: &Database,
+    kafka: Option<&KafkaConfig>,
+    options: &VerifyOptions,
+    progress: &mut (dyn FnMut(VerifyProgress) + Send),
+) -> Result<Proof, VerifyError> {
+    let drained = drain::wait(database, options.wait_max, progress).await?;
+    let head = drained.position;
+    let (scan, unread) = match open_topic(kafka, drained.published).await {
+        Ok(scan) => (Some(scan), None),
+        Err(check) => (None, Some(check)),
+    };
+    let mut order = Order::new(drained.ledger);
+    let scan = order.scan(database, head, scan, progress).await?;
+    let topic = match (finish_topic(scan).await?, unread) {
+        (Some(check), _) | (None, Some(check)) => check,
+        (None, None) => topic_check(false, "a topic that can be read", "nothing was read"),
+    };
+    let mut histories = Histories::new(Bounds { head, read_model: drained.read_model, ledger: drained.ledger });
+    histories.scan(database, progress).await?;
+    let strays = strays::find(database, progress, &mut order, &mut histories).await?;
+
+    let double_entry = double_entry_check(&order.sums, drained.ledger == head, drained.ledger);
+    let money = money_check(&histories, &order.sums, drained.ledger);
+    let Drained { ledger, read_model, .. } = drained;
+    let checks = vec![
+        drained.check,
+        strays.parked,
+        order.log.check(format!("positions 1 to {head} without a gap"), format!("{head} events")),
+        histories
+            .histories
+            .check("each wallet's events follow from each other", format!("{} wallets", histories.wallets)),
+        strays.outbox,
+        topic,
+        order.ledger.check(
+            format!("two postings for each movement up to position {ledger}, none besides"),
+            format!("{} postings", order.postings),
+        ),
+        double_entry,
+        money,
+        histories.read_model.check(
+            format!("a row for each wallet, its state at position {read_model} or later"),
+            format!("{} rows", histories.wallets),
+        ),
+        histories.snapshots.check("the state at its revision", format!("{} snapshots", histories.snapshots_compared)),
+        strays.keys,
+        strays.checkpoints,
+    ];
+    Ok(Proof { position: head, ok: checks.iter().all(|check| check.ok), checks })
+}
+
+fn topic_check(ok: bool, expected: impl Into<String>, actual: impl Into<String>) -> Check {
+    Check { name: "topic".to_owned(), ok, expected: expected.into(), actual: actual.into() }
+}
+
+/// The topic ready to be read, or the check that there is to make of it.
+async fn open_topic(kafka: Option<&KafkaConfig>, published: Position) -> Result<TopicScan, Check> {
+    let Some(config) = kafka.cloned() else {
+        return Err(topic_check(true, "as far as a broker runs", "not compared: no broker runs"));
+    };
+    let opening = tokio::task::spawn_blocking(move || TopicReader::open(&config, EVENTS_TOPIC, BROKER_TIMEOUT));
+    match opening.await {
+        Ok(Ok(Some(reader))) => Ok(TopicScan::new(reader, published)),
+        Ok(Ok(None)) if published == 0 => Err(topic_check(true, "nothing published", "no topic yet")),
+        Ok(Ok(None)) => Err(topic_check(false, "a topic", format!("the broker has no topic {EVENTS_TOPIC}"))),
+        Ok(Err(reason)) => Err(topic_check(false, "a broker that answers", reason)),
+        Err(error) => Err(topic_check(false, "a topic that can be read", format!("reading it failed: {error}"))),
+    }
+}
+
+async fn finish_topic(scan: Option<TopicScan>) -> Result<Option<Check>, VerifyError> {
+    let Some(mut scan) = scan else { return Ok(None) };
+    let finishing = tokio::task::spawn_blocking(move || {
+        scan.finish();
+        scan.check()
+    });
+    finishing.await.map(Some).map_err(|error| VerifyError::Refused(format!("reading the topic failed: {error}")))
+}
+
+/// All accounts together come to nothing. So does each clearing account by itself, where no transfer can be half posted.
+fn double_entry_check(sums: &Ledger, is_whole: bool, through: Position) -> Check {
+    let mut finding = Finding::new("double entry");
+    for (code, balances) in sums {
+        if balances.all != 0 {
+            finding.differs(format!("all accounts in {code}"), text(0, code), text(balances.all, code));
+        }
+        if is_whole && balances.clearing != 0 {
+            finding.differs(format!("clearing/{code}"), text(0, code), text(balances.clearing, code));
+        }
+    }
+    let currencies: Vec<_> = sums.iter().map(|(code, balances)| text(balances.all, code)).collect();
+    let actual = if currencies.is_empty() { "no postings".to_owned() } else { currencies.join(", ") };
+    finding.check(format!("all accounts sum to zero in each currency at position {through}"), actual)
+}
+
+/// What the wallets hold by their events, and by the ledger's accounts.
+fn money_check(histories: &Histories, sums: &Ledger, through: Position) -> Check {
+    let mut finding = Finding::new("money");
+    let by_events: Vec<_> =
+        histories.balances.iter().filter(|(_, held)| **held != 0).map(|(code, held)| (*code, *held)).collect();
+    let by_accounts: Vec<_> = sums
+        .iter()
+        .filter(|(_, balances)| balances.wallets != 0)
+        .map(|(code, balances)| (code.as_str(), balances.wallets))
+        .collect();
+    let words = |held: &[(&str, i128)]| match held {
+        [] => "nothing".to_owned(),
+        held => held.iter().map(|(code, minor)| text(*minor, code)).collect::<Vec<_>>().join(", "),
+    };
+    if by_events != by_accounts {
+        finding.differs("the ledger's wallets", format!("{} by the events", words(&by_events)), words(&by_accounts));
+    }
+    finding.check(format!("{} held by the events up to position {through}", words(&by_events)), words(&by_accounts))
+}

@@ -1,0 +1,224 @@
+//! The topic beside the log: within a partition both have the same order, so this is a merge.
+
+use std::collections::BTreeMap;
+
+use crate::kafka::{OutgoingRecord, TopicReader, TopicRecord, partition_of};
+use crate::log::{Position, RecordedEvent};
+use crate::verify::Check;
+use crate::verify::proof::{Finding, at};
+
+/// Bytes of a value that are shown around the first difference.
+const EXCERPT: usize = 60;
+
+/// A topic being compared with the log.
+pub(super) struct TopicScan {
+    reader: TopicReader,
+    through: Position,
+    finding: Finding,
+    /// Why the broker could not be read any more.
+    broken: Option<String>,
+    /// Records that were as they should be.
+    records: u64,
+    /// Events older than what the topic keeps.
+    before_reach: u64,
+    /// Position of the oldest event that was found in the topic.
+    reaches_to: Option<Position>,
+    partitions: BTreeMap<i32, Seen>,
+}
+
+/// What was read of a partition.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// Offset and position of the last record.
+    last: Option<(i64, Position)>,
+    /// Whether it is settled that nothing was thrown away since we began.
+    is_whole: bool,
+}
+
+impl TopicScan {
+    /// Compares up to a position, up to which everything has been published.
+    pub fn new(reader: TopicReader, through: Position) -> Self {
+        TopicScan {
+            reader,
+            through,
+            finding: Finding::new("topic"),
+            broken: None,
+            records: 0,
+            before_reach: 0,
+            reaches_to: None,
+            partitions: BTreeMap::new(),
+        }
+    }
+
+    /// Compares the next events of the log. Blocks on the broker.
+    pub fn compare(&mut self, events: &[RecordedEvent]) {
+        let (partitions, through) = (self.reader.partition_count(), self.through);
+        for event in events.iter().take_while(|event| event.position <= through) {
+            if self.broken.is_some() {
+                return;
+            }
+            let partition = partition_of(event.stream.as_str().as_bytes(), partitions);
+            if let Err(reason) = self.find(event, partition) {
+                self.broken = Some(reason);
+            }
+        }
+    }
+
+    /// Goes on in the partition to where the event must be.
+    fn find(&mut self, event: &RecordedEvent, partition: i32) -> Result<(), String> {
+        loop {
+            let Some(record) = self.reader.peek(partition)? else {
+                return self.missing(event, partition, None);
+            };
+            let offset = record.offset;
+            match record.position() {
+                Some(position) if position == event.position => {
+                    let difference = difference(record, event);
+                    self.reader.take(partition);
+                    self.partitions.entry(partition).or_default().last = Some((offset, position));
+                    self.reaches_to.get_or_insert(position);
+                    match difference {
+                        None => self.records += 1,
+                        Some((expected, found)) => {
+                            let place = at(&event.stream, event.position);
+                            let found = format!("{found} at offset {offset} of partition {partition}");
+                            self.finding.differs(place, expected, found);
+                        }
+                    }
+                    return Ok(());
+                }
+                Some(position) if position > event.position => {
+                    return self.missing(event, partition, Some(offset));
+                }
+                position => {
+                    self.surplus(partition, offset, position);
+                }
+            }
+        }
+    }
+
+    /// The event is not where it must be. That is a difference, unless the topic does not reach back to it, or does not any more.
+    fn missing(&mut self, event: &RecordedEvent, partition: i32, next_offset: Option<i64>) -> Result<(), String> {
+        let seen = *self.partitions.entry(partition).or_default();
+        let Some((last_offset, _)) = seen.last else {
+            self.before_reach += 1;
+            return Ok(());
+        };
+        if !seen.is_whole && next_offset != Some(last_offset + 1) {
+            if self.reader.low(partition)? > last_offset + 1 {
+                self.before_reach += 1;
+                return Ok(());
+            }
+            // At the partition's end this will not change any more; one question is enough.
+            let is_whole = next_offset.is_none();
+            self.partitions.entry(partition).or_default().is_whole = is_whole;
+        }
+        let found = match next_offset {
+            Some(next) => format!("none in partition {partition} between offsets {last_offset} and {next}"),
+            None => format!("none in partition {partition} up to its end"),
+        };
+        self.finding.differs(at(&event.stream, event.position), "a record", found);
+        Ok(())
+    }
+
+    /// A record that no event calls for.
+    fn surplus(&mut self, partition: i32, offset: i64, position: Option<Position>) {
+        let key = self.reader.take(partition).and_then(|record| record.key);
+        let key = key.map_or("(no key)".to_owned(), |key| excerpt(&key, 0));
+        let seen = self.partitions.entry(partition).or_default();
+        let (expected, found) = match (position, seen.last) {
+            (None, _) => ("records of the relay alone", "a record without a position"),
+            (Some(position), Some((_, last))) if position <= last => ("each record once, in order", "again, or late,"),
+            (Some(_), _) => ("a record for each event and no other", "a record of no event of this partition"),
+        };
+        if let Some(position) = position {
+            let last = seen.last.map_or(position, |(_, last)| last.max(position));
+            seen.last = Some((offset, last));
+        }
+        let place = match position {
+            Some(position) => at(key, position),
+            None => format!("key {key}"),
+        };
+        self.finding.differs(place, expected, format!("{found} at offset {offset} of partition {partition}"));
+    }
+
+    /// Reads on to the topic's end: what is still there must be newer than what was compared.
+    pub fn finish(&mut self) {
+        for partition in 0..self.reader.partition_count() {
+            if self.broken.is_some() {
+                return;
+            }
+            if let Err(reason) = self.read_to_end(partition) {
+                self.broken = Some(reason);
+            }
+        }
+    }
+
+    fn read_to_end(&mut self, partition: i32) -> Result<(), String> {
+        while let Some(record) = self.reader.peek(partition)? {
+            let offset = record.offset;
+            let last = self.partitions.entry(partition).or_default().last.map_or(0, |(_, last)| last);
+            match record.position() {
+                Some(position) if position > last.max(self.through) => {
+                    self.reader.take(partition);
+                    self.partitions.entry(partition).or_default().last = Some((offset, position));
+                }
+                position => self.surplus(partition, offset, position),
+            }
+        }
+        Ok(())
+    }
+
+    /// What it comes to.
+    pub fn check(self) -> Check {
+        let mut finding = self.finding;
+        if let Some(reason) = self.broken {
+            finding.differs("broker", "a topic that can be read", reason);
+        }
+        let events =
+            format!("each event up to position {} that the topic reaches back to, once and in order", self.through);
+        let reach = match (self.reaches_to, self.before_reach) {
+            (_, 0) => String::new(),
+            (None, older) => format!("; it keeps none of the {older} events"),
+            (Some(_), older) => format!("; {older} events are older than it reaches"),
+        };
+        finding.check(events, format!("{} records{reach}", self.records))
+    }
+}
+
+/// How a record is not the one that the relay makes of the event.
+fn difference(record: &TopicRecord, event: &RecordedEvent) -> Option<(String, String)> {
+    let expected = OutgoingRecord::of(event);
+    if record.key.as_deref() != Some(expected.key.as_bytes()) {
+        let found = record.key.as_deref().map_or("none".to_owned(), |key| excerpt(key, 0));
+        return Some((format!("key {}", expected.key), format!("key {found}")));
+    }
+    let value = record.value.as_deref().unwrap_or_default();
+    if value != expected.value {
+        let same = value.iter().zip(&expected.value).take_while(|(left, right)| left == right).count();
+        let from = same.saturating_sub(EXCERPT / 2);
+        return Some((format!("value {}", excerpt(&expected.value, from)), format!("value {}", excerpt(value, from))));
+    }
+    let same = record.headers.len() == expected.headers.len()
+        && record.headers.iter().zip(&expected.headers).all(|((name, value), (expected_name, expected_value))| {
+            name == expected_name && value.as_deref() == Some(expected_value.as_bytes())
+        });
+    if !same {
+        let expected = expected.headers.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+        let found = record
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value.as_deref().unwrap_or_default())))
+            .collect::<Vec<_>>();
+        return Some((format!("headers {}", expected.join(" ")), format!("headers {}", found.join(" "))));
+    }
+    None
+}
+
+/// Some bytes as text, from a place on, cut to what a line takes.
+fn excerpt(bytes: &[u8], from: usize) -> String {
+    let part = &bytes[from.min(bytes.len())..];
+    let (part, rest) = part.split_at(EXCERPT.min(part.len()));
+    let text = String::from_utf8_lossy(part).replace(char::is_control, " ");
+    format!("{}{text}{}", if from > 0 { "…" } else { "" }, if rest.is_empty() { "" } else { "…" })
+}
