@@ -1,5 +1,6 @@
 //! The `wallex` command: arguments, and one file a verb. Everything it does, the library does.
 
+pub mod loadtest;
 mod output;
 
 use std::process::ExitCode;
