@@ -5,6 +5,7 @@ pub mod embedded;
 pub mod http;
 pub mod kafka;
 pub mod lag;
+pub mod loadtest;
 pub mod log;
 pub mod money;
 pub mod postgres;

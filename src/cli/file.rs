@@ -74,7 +74,8 @@ fn apply(mut command: Command, text: &str, path: &Path) -> Result<Command, FileE
 }
 
 fn set_default(mut command: Command, key: &str, values: &[String], known: &mut bool) -> Command {
-    let id = command.get_arguments().find(|option| option.get_long() == Some(key)).map(|option| option.get_id().clone());
+    let id =
+        command.get_arguments().find(|option| option.get_long() == Some(key)).map(|option| option.get_id().clone());
     if let Some(id) = id.filter(|id| id != "config" && id != "help") {
         *known = true;
         command = command.mut_arg(id, |option| option.default_values(values.to_vec()));

@@ -51,8 +51,9 @@ impl Global {
         };
         for property in &self.kafka_config {
             // The value may be a secret, so only the name is ever repeated.
-            let (name, value) =
-                property.split_once('=').ok_or_else(|| eyre!("--kafka-config must be NAME=VALUE, such as security.protocol=ssl"))?;
+            let (name, value) = property
+                .split_once('=')
+                .ok_or_else(|| eyre!("--kafka-config must be NAME=VALUE, such as security.protocol=ssl"))?;
             config.kafka_properties.insert(name.trim().to_owned(), value.to_owned());
         }
         Ok(config)

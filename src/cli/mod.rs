@@ -13,6 +13,7 @@ mod part;
 mod serve;
 mod signals;
 mod status;
+mod target;
 mod telemetry;
 mod verify;
 
@@ -134,11 +135,13 @@ async fn dispatch(arguments: Arguments) -> Outcome {
         Verb::Serve(args) => serve::run(&args, config, &output).await,
         Verb::Relay(args) => part::run_relay(&args, config, &output).await,
         Verb::Project(args) => part::run_project(&args, config, &output).await,
-        Verb::Loadtest(args) => loadtest::run(&args, config, &output).await,
+        Verb::Loadtest(args) => target::run(&args, config, &output).await,
         Verb::Migrate(args) => migrate::run(&args, config, &output).await,
         Verb::Status(args) => status::run(&args, config, &output).await,
         Verb::Lag(args) => attached(config, async |connections| lag::run(&args, connections, &output).await).await,
-        Verb::Verify(args) => attached(config, async |connections| verify::run(&args, connections, &output).await).await,
+        Verb::Verify(args) => {
+            attached(config, async |connections| verify::run(&args, connections, &output).await).await
+        }
     }
 }
 

@@ -46,7 +46,12 @@ impl Args {
             return Parts::ALL;
         }
         let has = |part| self.only.contains(&part);
-        Parts { commands: has(Part::Http), relay: has(Part::Relay), ledger: has(Part::Project), read_model: has(Part::Project) }
+        Parts {
+            commands: has(Part::Http),
+            relay: has(Part::Relay),
+            ledger: has(Part::Project),
+            read_model: has(Part::Project),
+        }
     }
 }
 

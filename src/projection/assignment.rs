@@ -61,7 +61,7 @@ impl Assignments for Assigned {
         let Some(checkpoints) = (self.load)(partitions) else {
             return Vec::new();
         };
-        tracing::info!(?partitions, "partitions assigned");
+        tracing::debug!(?partitions, "partitions assigned");
         let mut places = self.places();
         let mut begin = Vec::with_capacity(checkpoints.len());
         for checkpoint in checkpoints {
@@ -72,7 +72,7 @@ impl Assignments for Assigned {
     }
 
     fn revoked(&self, partitions: &[i32]) {
-        tracing::info!(?partitions, "partitions revoked");
+        tracing::debug!(?partitions, "partitions revoked");
         let mut places = self.places();
         for partition in partitions {
             places.remove(partition);

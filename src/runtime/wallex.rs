@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::http::{self, Api, Limits};
 use crate::kafka::KafkaConfig;
 use crate::lag::{self, LagError};
-use crate::log::{PostgresLog, Position, ViewError, WalletView, read_wallet};
+use crate::log::{Position, PostgresLog, ViewError, WalletView, read_wallet};
 use crate::postgres::Database;
 use crate::projection::{LedgerProjection, Projection, ProjectionRunner, ReadModelProjection};
 use crate::relay::{Bell, Relay, RelayOptions};
@@ -88,8 +88,7 @@ impl Wallex {
         let Parts { commands, relay, ledger, read_model } = config.parts;
         let log = PostgresLog::new(database.clone());
         let bell = Bell::new();
-        let mut wallex =
-            Wallex { database, kafka, log, commands: None, supervisor: Supervisor::default(), foundation };
+        let mut wallex = Wallex { database, kafka, log, commands: None, supervisor: Supervisor::default(), foundation };
         if commands {
             wallex.start_commands(config, bell.clone());
         }
@@ -200,7 +199,8 @@ impl Wallex {
         let Some(commands) = self.commands.clone() else {
             return Err(OpenError::Listener("HTTP is served only where commands are taken".to_owned()));
         };
-        let api = Api { commands, log: self.log.clone(), database: self.database.clone(), kafka: Some(self.kafka.clone()) };
+        let api =
+            Api { commands, log: self.log.clone(), database: self.database.clone(), kafka: Some(self.kafka.clone()) };
         self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
         Ok(address)
     }
@@ -235,7 +235,8 @@ impl Wallex {
     /// Ends it in order: HTTP answers what it has taken, the write path ends, then the relay and the projections, then
     /// the database.
     pub async fn close(self) {
-        drop(self.commands);
+        // The sequencer ends by itself once nobody can ask it anything; it is to end because it is told to.
+        let _commands = self.commands;
         self.supervisor.stop(STOP_PATIENCE).await;
         match self.foundation {
             Foundation::Own(platform) => platform.stop().await,
