@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use clap::value_parser;
 use color_eyre::eyre::eyre;
 use comfy_table::CellAlignment;
 use indicatif::ProgressBar;
@@ -29,19 +28,19 @@ Exit code: 0 if nothing failed and every balance is proven, 1 if not, 2 if it co
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Wallets to open, each with 100 to 5000; at least 2, as a transfer needs two
-    #[arg(long, value_name = "COUNT", default_value_t = 1_000, value_parser = value_parser!(u32).range(2..=i64::from(WALLETS_MAX)))]
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000, allow_negative_numbers = true, value_parser = wallets)]
     pub wallets: u32,
 
     /// Operations to send: credits (10-500), debits (10-200) and transfers (10-300), a third each
-    #[arg(long, value_name = "COUNT", default_value_t = 20_000, value_parser = value_parser!(u64).range(1..=OPERATIONS_MAX))]
+    #[arg(long, value_name = "COUNT", default_value_t = 20_000, allow_negative_numbers = true, value_parser = operations)]
     pub operations: u64,
 
     /// Operations under way at a time, each on a connection of its own
-    #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = value_parser!(u16).range(1..=WORKERS_MAX as i64))]
-    pub workers: u16,
+    #[arg(long, value_name = "COUNT", default_value_t = 20, allow_negative_numbers = true, value_parser = workers)]
+    pub workers: usize,
 
     /// Draws the operations: the same seed sends the same ones [default: drawn, and printed]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<u64>,
 
     /// The service to measure [default: the running `serve` of the data directory, or one started for the run]
@@ -66,7 +65,7 @@ pub async fn run(args: &Args, target_url: &str, verify: Option<Verify<'_>>, outp
         address: target_url.to_owned(),
         wallets: args.wallets,
         operations: args.operations,
-        workers: usize::from(args.workers),
+        workers: args.workers,
         // Of 32 bits, so that it can be read out and survives any JSON reader.
         seed: args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
         distribution: args.distribution,
@@ -89,6 +88,27 @@ pub async fn run(args: &Args, target_url: &str, verify: Option<Verify<'_>>, outp
         output.note("verify was not run: it needs the service's database (WALLEX_DATABASE_URL)");
     }
     Ok(ExitCode::from(if report.ok() { 0 } else { EXIT_NO }))
+}
+
+fn wallets(text: &str) -> Result<u32, String> {
+    whole_number(text, 2, u64::from(WALLETS_MAX))
+}
+
+fn operations(text: &str) -> Result<u64, String> {
+    whole_number(text, 1, OPERATIONS_MAX)
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    whole_number(text, 1, WORKERS_MAX as u64)
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    whole_number(text, 0, u64::MAX)
+}
+
+fn whole_number<T: TryFrom<u64>>(text: &str, min: u64, max: u64) -> Result<T, String> {
+    let number = text.parse().ok().filter(|number| (min..=max).contains(number));
+    number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| format!("a whole number of {min} to {max} is due"))
 }
 
 fn address(text: &str) -> Result<String, LoadTestError> {
@@ -222,12 +242,14 @@ mod tests {
     #[test]
     fn a_wrong_argument_is_named_with_what_would_be_right() {
         for (words, named, right) in [
-            (["--wallets", "1"], "--wallets", "2..=1000000"),
-            (["--wallets", "abc"], "--wallets", "invalid digit"),
-            (["--operations", "0"], "--operations", "1..=10000000"),
-            (["--workers", "0"], "--workers", "1..=1024"),
-            (["--workers", "1025"], "--workers", "1..=1024"),
-            (["--seed", "-1"], "--seed", "seed"),
+            (["--wallets", "1"], "--wallets", "2 to 1000000"),
+            (["--wallets", "abc"], "--wallets", "2 to 1000000"),
+            (["--wallets", "-5"], "--wallets", "2 to 1000000"),
+            (["--operations", "0"], "--operations", "1 to 10000000"),
+            (["--workers", "0"], "--workers", "1 to 1024"),
+            (["--workers", "1025"], "--workers", "1 to 1024"),
+            (["--seed", "-1"], "--seed", "0 to 18446744073709551615"),
+            (["--seed", "18446744073709551616"], "--seed", "0 to 18446744073709551615"),
             (["--distribution", "zipf"], "--distribution", "uniform, hot"),
             (["--url", "localhost"], "--url", "http://127.0.0.1:3000"),
             (["--url", "localhost:3000"], "--url", "http://127.0.0.1:3000"),

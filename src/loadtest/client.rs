@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Request, Response, StatusCode, Url};
 use serde::Deserialize;
 
@@ -16,6 +16,7 @@ use crate::loadtest::LoadTestError;
 
 /// The longest answer that is read. A page of the read model has 1000 wallets of some 250 bytes.
 const BODY_BYTES_MAX: usize = 4 << 20;
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
@@ -43,7 +44,7 @@ impl Default for Patience {
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
-    base: String,
+    base: Url,
     patience: Patience,
 }
 
@@ -124,7 +125,7 @@ impl Client {
     /// # Errors
     /// [`LoadTestError::Address`] where `address` is none.
     pub fn new(address: &str, connections: usize, patience: Patience) -> Result<Self, LoadTestError> {
-        let base = parse_address(address)?.as_str().trim_end_matches('/').to_owned();
+        let base = parse_address(address)?;
         let http = reqwest::Client::builder()
             .http1_only()
             .no_proxy()
@@ -149,10 +150,9 @@ impl Client {
     /// # Errors
     /// [`LoadTestError::Unreachable`] where nobody does.
     pub async fn knock(&self) -> Result<(), LoadTestError> {
-        let request = self.request(Method::GET, "/health/live")?;
-        match self.http.execute(request).await {
+        match self.http.execute(self.request(Method::GET, "/health/live")).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(LoadTestError::Unreachable { address: self.base.clone(), reason: chain(&error) }),
+            Err(error) => Err(LoadTestError::Unreachable { address: self.base.to_string(), reason: chain(&error) }),
         }
     }
 
@@ -169,37 +169,41 @@ impl Client {
     /// # Errors
     /// [`Unanswered`] where no answer came in time: the command may have happened.
     pub async fn post(&self, path: &str, key: &str, body: String) -> Result<Answer, Unanswered> {
+        let key = HeaderValue::from_str(key)
+            .map_err(|_| Unanswered { reason: format!("{key:?} cannot be a header"), retries: 0 })?;
         let body = Bytes::from(body);
         self.send_until_answered(|| {
-            let mut request = self.request(Method::POST, path)?;
+            let mut request = self.request(Method::POST, path);
             let headers = request.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            headers.insert("idempotency-key", HeaderValue::from_str(key).map_err(|_| self.no_address(path))?);
+            headers.insert(IDEMPOTENCY_KEY, key.clone());
             *request.body_mut() = Some(body.clone().into());
-            Ok(request)
+            request
         })
         .await
     }
 
-    fn request(&self, method: Method, path: &str) -> Result<Request, LoadTestError> {
-        let url = Url::parse(&format!("{}{path}", self.base)).map_err(|_| self.no_address(path))?;
-        Ok(Request::new(method, url))
+    /// Set part by part: the address is not parsed anew for each request.
+    fn request(&self, method: Method, path_and_query: &str) -> Request {
+        let (path, query) = match path_and_query.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (path_and_query, None),
+        };
+        let mut url = self.base.clone();
+        match url.path() {
+            "/" => url.set_path(path),
+            prefix => url.set_path(&format!("{}{path}", prefix.trim_end_matches('/'))),
+        }
+        url.set_query(query);
+        Request::new(method, url)
     }
 
-    fn no_address(&self, path: &str) -> LoadTestError {
-        LoadTestError::Address { address: format!("{}{path}", self.base), reason: "it cannot be sent".to_owned() }
-    }
-
-    async fn send_until_answered(
-        &self,
-        request: impl Fn() -> Result<Request, LoadTestError>,
-    ) -> Result<Answer, Unanswered> {
+    async fn send_until_answered(&self, request: impl Fn() -> Request) -> Result<Answer, Unanswered> {
         let started = Instant::now();
         let mut backoff = None;
         let mut retries = 0;
         loop {
-            let request = request().map_err(|error| Unanswered { reason: error.to_string(), retries })?;
-            let (reason, asked_for) = match self.send(request).await {
+            let (reason, asked_for) = match self.send(request()).await {
                 Ok(answer) if answer.asks_to_come_again() => (answer.quoted(), answer.retry_after()),
                 Ok(answer) => return Ok(Answer { retries, ..answer }),
                 Err(reason) => (reason, None),
@@ -257,4 +261,23 @@ fn chain(error: &dyn Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_put_behind_the_address() {
+        let url = |address: &str, path: &str| {
+            let client = Client::new(address, 1, Patience::default()).expect("an address");
+            client.request(Method::GET, path).url().to_string()
+        };
+        assert_eq!(url("http://localhost:3000", "/wallets/a"), "http://localhost:3000/wallets/a");
+        assert_eq!(
+            url("http://localhost:3000/", "/wallets?limit=2&cursor=b"),
+            "http://localhost:3000/wallets?limit=2&cursor=b"
+        );
+        assert_eq!(url("http://localhost/behind/a/proxy/", "/wallets"), "http://localhost/behind/a/proxy/wallets");
+    }
 }
