@@ -102,7 +102,7 @@ async fn a_broken_table_parks_nobody_and_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_midway_loses_and_doubles_nothing() {
     let server = TestServer::start().await;
-    let mut world = World::on(server.database().await, 25);
+    let mut world = World::on(server.database().await, 25).await;
     let topic = Topic::new();
     world.open(names(40)).await;
     world.operate(3_000).await;

@@ -29,6 +29,10 @@ use crate::support::TestDatabase;
 /// How long a test waits for what should take far less.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a [`Recorder`] writes to. It has no key: what is applied twice is to be seen twice.
+const SEEN: &str = "CREATE TABLE IF NOT EXISTS seen
+                        (place bigserial, projection text, position bigint, wallet_id text, revision bigint)";
+
 /// A topic, and a producer that writes to it what a test says.
 pub struct Topic {
     broker: EmbeddedBroker,
@@ -115,12 +119,13 @@ pub struct World {
 
 impl World {
     pub async fn new(seed: u64) -> Self {
-        World::on(TestDatabase::new().await, seed)
+        World::on(TestDatabase::new().await, seed).await
     }
 
     /// In a database that is there.
-    pub fn on(database: TestDatabase, seed: u64) -> Self {
+    pub async fn on(database: TestDatabase, seed: u64) -> Self {
         println!("seed {seed}");
+        database.run(SEEN).await;
         let log = database.log();
         World { database, log, wallets: BTreeMap::new(), head: 0, random: ChaCha8Rng::seed_from_u64(seed) }
     }
@@ -265,12 +270,13 @@ impl World {
         self.database.number(&query).await
     }
 
-    /// Waits until a projection is through up to a position.
+    /// Waits until a projection is through up to a position. The database may be away meanwhile.
     pub async fn through(&self, projection: &str, position: i64) {
-        let query =
-            format!("SELECT coalesce(min(position), 0) FROM projection_checkpoints WHERE projection = '{projection}'");
+        let query = "SELECT count(*) FROM projection_checkpoints WHERE projection = $1 AND position >= $2";
         self.until(&format!("{projection} is through {position}"), || async {
-            self.position(projection).await >= position && self.database.number(&query).await >= position
+            let through = sqlx::query_scalar::<_, i64>(query).bind(projection).bind(position);
+            let through = through.fetch_one(self.database.database.pool()).await;
+            through.is_ok_and(|partitions| partitions == i64::from(EVENTS_PARTITIONS))
         })
         .await;
     }
@@ -392,9 +398,13 @@ pub struct Running {
 }
 
 impl Running {
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
-        tokio::time::timeout(PATIENCE, self.task).await.expect("ends in time").expect("no panic").expect("no error");
+        tokio::time::timeout(PATIENCE, &mut self.task)
+            .await
+            .expect("ends in time")
+            .expect("no panic")
+            .expect("no error");
     }
 
     pub async fn until(&mut self, holds: impl FnMut(&RunnerState) -> bool) -> RunnerState {
@@ -406,6 +416,12 @@ impl Running {
     /// Waits until it has this many partitions.
     pub async fn has_partitions(&mut self, count: usize) {
         self.until(|state| matches!(state, RunnerState::Running { partitions } if partitions.len() == count)).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -442,10 +458,7 @@ impl Projection for Recorder {
     }
 
     async fn prepare(&mut self, transaction: &mut PgConnection) -> Result<(), ApplyError> {
-        // No key: what is applied twice is to be seen twice.
-        let table = "CREATE TABLE IF NOT EXISTS seen
-                         (place bigserial, projection text, position bigint, wallet_id text, revision bigint)";
-        sqlx::query(table).execute(transaction).await?;
+        sqlx::query(SEEN).execute(transaction).await?;
         Ok(())
     }
 
