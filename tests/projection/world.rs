@@ -27,7 +27,7 @@ use wallex::wallet::{Description, Ends, OwnerId, Wallet, WalletEvent, WalletId, 
 use crate::support::TestDatabase;
 
 /// How long a test waits for what should take far less.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a [`Recorder`] writes to. It has no key: what is applied twice is to be seen twice.
 const SEEN: &str = "CREATE TABLE IF NOT EXISTS seen
