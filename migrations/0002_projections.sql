@@ -33,6 +33,8 @@ CREATE TABLE parked_records (
     last_failed_at  timestamptz NOT NULL,
     UNIQUE (projection, wallet_id, position)
 );
+-- Whether a foreign record is kept already.
+CREATE INDEX parked_records_foreign ON parked_records (projection, partition, kafka_offset) WHERE wallet_id IS NULL;
 
 -- Double entry: each event that moves money makes two postings that sum to zero. Leg 0 is the wallet's own account
 -- (`wallet/<id>`) and is what the ledger routes show; leg 1 is its counter-posting: `external/<currency>` for money from and to

@@ -35,10 +35,12 @@ pub(crate) async fn parked_wallets(
     projection: &str,
     wallets: &[&str],
 ) -> Result<Vec<String>, sqlx::Error> {
-    // One probe of the index for each wallet: behind a parked record there may be a million of the same wallet.
-    let statement = "SELECT wallet_id FROM unnest($2::text[]) AS asked(wallet_id)
+    // One probe of the index for each wallet: behind a parked record there may be a million of the same wallet. It is the order
+    // that keeps the planner on the index: for one row of a table that is mostly one wallet's it would read the table.
+    let statement = "SELECT asked.wallet_id FROM unnest($2::text[]) AS asked(wallet_id)
                       CROSS JOIN LATERAL (SELECT FROM parked_records p
-                                           WHERE p.projection = $1 AND p.wallet_id = asked.wallet_id COLLATE \"C\" LIMIT 1) AS found";
+                                           WHERE p.projection = $1 AND p.wallet_id = asked.wallet_id COLLATE \"C\"
+                                           ORDER BY p.position LIMIT 1) AS found";
     sqlx::query_scalar(statement).bind(projection).bind(wallets).fetch_all(transaction).await
 }
 
