@@ -400,10 +400,10 @@ async fn checkpoints_and_keys_beyond_the_log_are_named() {
     assert_finds(&world.verify().await, &["checkpoints"], "checkpoints", &words);
 
     let world = World::settled().await;
-    world.sql("UPDATE idempotency_keys SET position = 1000000 WHERE key = 'key-0'").await;
+    world.sql("UPDATE idempotency_keys SET position = 1000000 WHERE key = 'key-1'").await;
     let proof = world.verify().await;
-    assert_finds(&proof, &["idempotency keys"], "idempotency keys", &["position 1000000", "key-0"]);
-    world.sql(&format!("UPDATE idempotency_keys SET position = {} WHERE key = 'key-0'", world.head())).await;
+    assert_finds(&proof, &["idempotency keys"], "idempotency keys", &["position 1000000", "key-1"]);
+    world.sql(&format!("UPDATE idempotency_keys SET position = {} WHERE key = 'key-1'", world.head())).await;
     let proof = world.verify().await;
     assert_finds(&proof, &["idempotency keys"], "idempotency keys", &["an event of wallet"]);
 }

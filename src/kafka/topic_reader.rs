@@ -1,6 +1,8 @@
 //! Reads a topic from its beginning to where it ends now, each partition at its own pace. Joins no group, commits nothing.
+//!
+//! No offset is passed over in silence: what does not come must have been deleted by retention, or reading fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +23,7 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Memory is bounded by the first of these, a partition. The rest keeps the client from pausing for its usual second whenever
 /// a partition's queue has been full, or for half a second where the other partitions have nothing to say.
-const CLIENT_DEFAULTS: [(&str, &str); 8] = [
+const CLIENT_DEFAULTS: [(&str, &str); 9] = [
     ("queued.max.messages.kbytes", "2048"),
     ("queued.min.messages", "10000"),
     ("fetch.message.max.bytes", "524288"),
@@ -29,6 +31,7 @@ const CLIENT_DEFAULTS: [(&str, &str); 8] = [
     ("fetch.wait.max.ms", "10"),
     ("fetch.error.backoff.ms", "50"),
     ("auto.offset.reset", "earliest"),
+    ("isolation.level", "read_uncommitted"),
     ("enable.auto.commit", "false"),
 ];
 
@@ -65,8 +68,10 @@ pub(crate) struct TopicReader {
 struct Partition {
     queue: rdkafka::consumer::base_consumer::PartitionQueue<DefaultConsumerContext>,
     watermarks: Watermarks,
-    /// Offset of the next record to come out of the queue, at least.
+    /// Offset of the next record to be had.
     next: i64,
+    /// Records that came before the partition had its own queue.
+    early: VecDeque<TopicRecord>,
     peeked: Option<TopicRecord>,
 }
 
@@ -98,7 +103,16 @@ impl TopicReader {
             let queue = consumer
                 .split_partition_queue(topic, partition)
                 .ok_or_else(|| KafkaError::Subscription(format!("partition {partition} of {topic}")))?;
-            partitions.insert(partition, Partition { queue, watermarks, next: watermarks.low, peeked: None });
+            let (next, early) = (watermarks.low, VecDeque::new());
+            partitions.insert(partition, Partition { queue, watermarks, next, early, peeked: None });
+        }
+        // What was fetched before that lies in the client's common queue, and nothing is added there any more.
+        while let Some(event) = consumer.poll(Duration::ZERO) {
+            if let Ok(message) = event
+                && let Some(reading) = partitions.get_mut(&message.partition())
+            {
+                reading.early.push_back(copied(&message));
+            }
         }
         Ok(Some(TopicReader { topic: topic.to_owned(), timeout, partitions, consumer }))
     }
@@ -117,8 +131,9 @@ impl TopicReader {
             return Ok(None);
         };
         if reading.peeked.is_none() {
-            let deadline = Instant::now() + self.timeout;
-            reading.peeked = next_record(reading, &self.consumer, deadline)
+            let broker = Broker { consumer: &self.consumer, topic: &self.topic, partition, timeout: self.timeout };
+            reading.peeked = reading
+                .advance(&broker)
                 .map_err(|reason| format!("partition {partition} of {} cannot be read: {reason}", self.topic))?;
         }
         Ok(reading.peeked.as_ref())
@@ -129,44 +144,74 @@ impl TopicReader {
         self.partitions.get_mut(&partition)?.peeked.take()
     }
 
-    /// Offset of the oldest record that the broker keeps of a partition by now: retention goes on while we read.
-    ///
-    /// # Errors
-    /// Why the broker did not answer, for people.
-    pub fn low(&self, partition: i32) -> Result<i64, String> {
-        let answer = self.consumer.fetch_watermarks(&self.topic, partition, self.timeout);
-        answer.map(|(low, _)| low).map_err(|error| format!("partition {partition} of {}: {error}", self.topic))
+    /// Offset of the oldest record of a partition that could be read. Retention moves it up while we read.
+    pub fn low(&self, partition: i32) -> i64 {
+        self.partitions.get(&partition).map_or(0, |reading| reading.watermarks.low)
     }
 }
 
-fn next_record(
-    reading: &mut Partition,
-    consumer: &Arc<BaseConsumer>,
-    deadline: Instant,
-) -> Result<Option<TopicRecord>, String> {
-    let mut trouble = None;
-    while reading.next < reading.watermarks.end {
-        match reading.queue.poll(POLL) {
-            Some(Ok(message)) => {
-                reading.next = message.offset() + 1;
-                // Beyond the end is what came after we began.
-                return Ok((message.offset() < reading.watermarks.end).then(|| copied(&message)));
+/// Who is asked for one partition's records.
+struct Broker<'a> {
+    consumer: &'a BaseConsumer,
+    topic: &'a str,
+    partition: i32,
+    timeout: Duration,
+}
+
+impl Partition {
+    /// The next record, or `None` at the end.
+    fn advance(&mut self, broker: &Broker<'_>) -> Result<Option<TopicRecord>, String> {
+        while self.next < self.watermarks.end {
+            let arrived = match self.early.pop_front() {
+                Some(record) => Some(record),
+                None => self.poll(broker)?,
+            };
+            let offset = arrived.as_ref().map_or(self.watermarks.end, |record| record.offset);
+            if offset < self.next {
+                continue;
             }
-            // The partition has shrunk to less than it was: records were thrown away.
-            Some(Err(KafkaError::PartitionEOF(_))) => reading.next = reading.watermarks.end,
-            // librdkafka tries again by itself; if that does not help, this was the reason.
-            Some(Err(error)) => trouble = Some(error.to_string()),
-            None => {}
+            if offset > self.next {
+                self.explain_gap(broker, offset.min(self.watermarks.end))?;
+            }
+            self.next = offset + 1;
+            // Beyond the end is what came after we began.
+            return Ok(arrived.filter(|record| record.offset < self.watermarks.end));
         }
-        // Errors of the client as a whole arrive on its own queue, and so does nothing else that we want.
-        if let Some(Err(error)) = consumer.poll(Duration::ZERO) {
-            trouble = Some(error.to_string());
-        }
-        if Instant::now() >= deadline {
-            return Err(trouble.unwrap_or_else(|| "the broker sends nothing".to_owned()));
-        }
+        Ok(None)
     }
-    Ok(None)
+
+    /// Waits for what comes next: a record, or the news that there is none.
+    fn poll(&self, broker: &Broker<'_>) -> Result<Option<TopicRecord>, String> {
+        let deadline = Instant::now() + broker.timeout;
+        let mut trouble = None;
+        while Instant::now() < deadline {
+            match self.queue.poll(POLL) {
+                Some(Ok(message)) => return Ok(Some(copied(&message))),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                // librdkafka tries again by itself; if that does not help, this was the reason.
+                Some(Err(error)) => trouble = Some(error.to_string()),
+                None => {}
+            }
+            // Errors of the client as a whole arrive on its own queue.
+            if let Some(Err(error)) = broker.consumer.poll(Duration::ZERO) {
+                trouble = Some(error.to_string());
+            }
+        }
+        Err(trouble.unwrap_or_else(|| "the broker sends nothing".to_owned()))
+    }
+
+    /// The records before `offset` did not come. Where retention has deleted them, that is how it is.
+    fn explain_gap(&mut self, broker: &Broker<'_>, offset: i64) -> Result<(), String> {
+        let (low, _) = broker
+            .consumer
+            .fetch_watermarks(broker.topic, broker.partition, broker.timeout)
+            .map_err(|error| error.to_string())?;
+        if low < offset {
+            return Err(format!("offsets {} to {} did not come", self.next, offset - 1));
+        }
+        self.watermarks.low = offset;
+        Ok(())
+    }
 }
 
 fn copied(message: &BorrowedMessage<'_>) -> TopicRecord {

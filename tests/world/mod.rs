@@ -55,6 +55,8 @@ pub struct World {
     producer: BaseProducer,
     wallets: BTreeMap<WalletId, Wallet>,
     head: i64,
+    /// What is to be committed with the next batch.
+    batch: Batch,
 }
 
 impl World {
@@ -77,6 +79,7 @@ impl World {
             producer,
             wallets: BTreeMap::new(),
             head: 0,
+            batch: Batch::default(),
         }
     }
 
@@ -93,54 +96,64 @@ impl World {
     pub async fn live(&mut self, turns: std::ops::Range<u32>) {
         if self.wallets.is_empty() {
             for number in 0..12 {
-                self.open(&format!("wallet-{number}"), if number % 4 == 3 { "JPY" } else { "USD" }, number * 1_000)
-                    .await;
+                self.open(&format!("wallet-{number}"), if number % 4 == 3 { "JPY" } else { "USD" }, number * 1_000);
             }
         }
         for turn in turns {
             let (one, other) = (format!("wallet-{}", turn * 7 % 12), format!("wallet-{}", (turn * 7 + 4) % 12));
             match turn % 3 {
-                0 => self.credit(&one, "25").await,
-                1 => self.debit(&one, "3").await,
-                _ => self.transfer(&one, &other, "2").await,
+                0 => self.credit(&one, "25"),
+                1 => self.debit(&one, "3"),
+                _ => self.transfer(&one, &other, "2"),
             }
         }
+        self.commit().await;
     }
 
-    pub async fn open(&mut self, name: &str, currency: &str, minor: u32) {
+    pub fn open(&mut self, name: &str, currency: &str, minor: u32) {
         let (currency, owner) =
             (Currency::from_code(currency).expect("a currency"), OwnerId::new("Zoë").expect("an owner"));
         let amount = Amount::from_minor(i64::from(minor)).expect("an amount");
         let events = open(self.wallets.get(&id(name)), &id(name), &owner, currency, amount).expect("a new wallet");
-        self.append(events.into_iter().map(|event| (id(name), event)).collect()).await;
+        self.append(events.into_iter().map(|event| (id(name), event)).collect());
     }
 
-    pub async fn credit(&mut self, name: &str, amount: &str) {
+    pub fn credit(&mut self, name: &str, amount: &str) {
         let words = Description::new("tea \"and\" more").ok();
         let event = credit(self.wallets.get(&id(name)), &id(name), amount, words.as_ref()).expect("a credit");
-        self.append(vec![(id(name), event)]).await;
+        self.append(vec![(id(name), event)]);
     }
 
     /// Does nothing where the funds are not there.
-    pub async fn debit(&mut self, name: &str, amount: &str) {
+    pub fn debit(&mut self, name: &str, amount: &str) {
         if let Ok(event) = debit(self.wallets.get(&id(name)), &id(name), amount, None) {
-            self.append(vec![(id(name), event)]).await;
+            self.append(vec![(id(name), event)]);
         }
     }
 
     /// Does nothing where the funds are not there.
-    pub async fn transfer(&mut self, from: &str, to: &str, amount: &str) {
+    pub fn transfer(&mut self, from: &str, to: &str, amount: &str) {
         let (from, to) = (id(from), id(to));
         let ends = Ends { from_id: &from, from: self.wallets.get(&from), to_id: &to, to: self.wallets.get(&to) };
         if let Ok((out, into)) = transfer(ends, Uuid::now_v7(), amount, None) {
-            self.append(vec![(from, out), (to, into)]).await;
+            self.append(vec![(from, out), (to, into)]);
         }
     }
 
-    async fn append(&mut self, events: Vec<(WalletId, WalletEvent)>) {
-        let recorded_at = DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).expect("a time");
-        let first = events[0].0.clone();
-        let mut batch = Batch { expected_head: Some(self.head), recorded_at, ..Batch::default() };
+    fn append(&mut self, events: Vec<(WalletId, WalletEvent)>) {
+        let first = self.head + self.batch.events.len() as i64 + 1;
+        let scope =
+            KeyScope { wallet_id: events[0].0.clone(), command_kind: "test", key: format!("key-{first}").into() };
+        self.batch.keys.push(KeyRecord {
+            scope,
+            fingerprint: [0; 32],
+            position: first,
+            event_count: events.len() as i32,
+        });
+        if self.batch.events.is_empty() {
+            self.batch.recorded_at = DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).expect("a time");
+        }
+        let recorded_at = self.batch.recorded_at;
         for (wallet_id, event) in events {
             let revision = match self.wallets.get_mut(&wallet_id) {
                 Some(wallet) => {
@@ -153,7 +166,7 @@ impl World {
                     0
                 }
             };
-            batch.events.push(NewEvent {
+            self.batch.events.push(NewEvent {
                 stream: wallet_id,
                 stream_key: None,
                 revision,
@@ -163,9 +176,12 @@ impl World {
                 metadata: Arc::from(METADATA),
             });
         }
-        let scope = KeyScope { wallet_id: first, command_kind: "test", key: format!("key-{}", self.head).into() };
-        let event_count = batch.events.len() as i32;
-        batch.keys.push(KeyRecord { scope, fingerprint: [0; 32], position: self.head + 1, event_count });
+    }
+
+    /// Appends what was decided since the last time.
+    pub async fn commit(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.expected_head = Some(self.head);
         match self.log.append(&batch).await.expect("an append") {
             Appended::At(position) => self.head = position,
             Appended::Conflict => panic!("nobody else writes to this log"),
