@@ -54,7 +54,7 @@ async fn a_world_that_is_right_is_proven() {
         ]
     );
     stages.dedup();
-    assert_eq!(stages, ["log, ledger, topic", "histories, read model", "idempotency keys"]);
+    assert_eq!(stages, ["log, ledger, topic", "histories, read model", "keys and the rest"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -105,7 +105,8 @@ pub async fn verify(
     };
     let mut histories = Histories::new(Bounds { head, read_model: drained.read_model, ledger: drained.ledger });
     histories.scan(database, progress).await?;
-    let strays = strays::find(database, progress, &mut order, &mut histories).await?;
+    progress(VerifyProgress { stage: "keys and the rest", done: 0, total: 0 });
+    let strays = strays::find(database, &mut order, &mut histories).await?;
 
     let double_entry = double_entry_check(&order.sums, drained.ledger == head, drained.ledger);
     let money = money_check(&histories, &order.sums, drained.ledger);
