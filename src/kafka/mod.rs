@@ -2,8 +2,11 @@
 //!
 //! The only room, beside the embedded broker's, that names the `rdkafka` crate's types.
 
+mod consumer;
 mod partitioner;
+mod producer;
 mod record;
+mod tail;
 mod topic_reader;
 mod watermarks;
 
@@ -12,11 +15,15 @@ use std::fmt;
 
 use rdkafka::ClientConfig;
 
+pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer};
 pub use partitioner::partition_of;
+pub(crate) use producer::{Delivery, Publisher, SendError};
+pub(crate) use rdkafka::error::KafkaError;
 pub use record::{
     EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_POSITION,
     HEADER_REVISION, OutgoingRecord, RecordError,
 };
+pub(crate) use tail::{PartitionTail, TopicTail};
 pub(crate) use topic_reader::{TopicReader, TopicRecord};
 pub(crate) use watermarks::{OffsetReader, Offsets};
 

@@ -70,6 +70,14 @@ impl OutgoingRecord {
     }
 }
 
+impl OutgoingRecord {
+    /// About how many bytes it takes in a topic, uncompressed.
+    pub fn bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        self.key.len() + self.value.len() + headers + 16
+    }
+}
+
 /// An event as a consumer gets it: everything that a projection may need, not the event alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRecord {

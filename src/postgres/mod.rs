@@ -3,14 +3,26 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+mod checkpoint;
 mod lag;
+mod ledger;
 pub mod log;
+mod parked;
+pub mod queries;
+mod read_model;
+mod relay;
 mod verify;
 
-use sqlx::migrate::MigrateError;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use thiserror::Error;
 
+pub(crate) use checkpoint::{Checkpoint, CheckpointMove, event_ids, load_checkpoints, move_checkpoints, published};
+pub use ledger::LedgerEntry;
+pub(crate) use ledger::insert_ledger_entries;
+pub(crate) use parked::{ParkedRecord, park, park_foreign, parked_wallets};
+pub(crate) use read_model::{NewWalletRow, WalletRowChange, insert_wallet_rows, update_wallet_rows};
+pub(crate) use relay::{RelaySession, RelayTail, listen_for_appends, slowest_positions};
 /// `sqlx` itself, so that a projection of one's own writes with the version that wallex uses.
 pub use sqlx;
 /// A connection inside a transaction, as a projection's handler is given it.
@@ -35,10 +47,21 @@ pub enum DatabaseError {
         "the database has migration {0}, which this wallex does not know: it was made by a newer wallex; use that one"
     )]
     NewerSchema(i64),
+    /// The schema was made by an older wallex, or there is none yet.
+    #[error("the database's schema is at version {found}, this wallex needs {needed}; run `wallex migrate`")]
+    OlderSchema {
+        /// The version found, 0 where there is no schema.
+        found: i64,
+        /// The version needed.
+        needed: i64,
+    },
     /// A migration failed.
     #[error("the database could not be migrated: {0}")]
     Migrate(String),
 }
+
+/// The schema's history, in `migrations/`.
+static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// How long a caller waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,10 +112,40 @@ impl Database {
     /// # Errors
     /// [`DatabaseError::NewerSchema`] where a newer wallex has been here, [`DatabaseError::Migrate`] for the rest.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
-        sqlx::migrate!().run(&self.pool).await.map_err(|error| match error {
+        MIGRATIONS.run(&self.pool).await.map_err(|error| match error {
             MigrateError::VersionMissing(version) => DatabaseError::NewerSchema(version),
             other => DatabaseError::Migrate(other.to_string()),
         })
+    }
+
+    /// The version of the newest migration that was applied; 0 where there is no schema yet.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Migrate`] where the database does not answer.
+    pub async fn schema_version(&self) -> Result<i64, DatabaseError> {
+        let failed = |error: sqlx::Error| DatabaseError::Migrate(error.to_string());
+        let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed)?;
+        if !exists {
+            return Ok(0);
+        }
+        let statement = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
+        sqlx::query_scalar(statement).fetch_one(&self.pool).await.map_err(failed)
+    }
+
+    /// Checks that the schema is the one that this program was written for, and changes nothing.
+    ///
+    /// # Errors
+    /// [`DatabaseError::OlderSchema`] or [`DatabaseError::NewerSchema`].
+    pub async fn check_schema(&self) -> Result<(), DatabaseError> {
+        let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+        match self.schema_version().await? {
+            found if found < needed => Err(DatabaseError::OlderSchema { found, needed }),
+            found if found > needed => Err(DatabaseError::NewerSchema(found)),
+            _ => Ok(()),
+        }
     }
 
     /// The URL with its password masked, to show.

@@ -33,7 +33,7 @@ pub struct Sequencer<L> {
     log: L,
     options: SequencerOptions,
     queue: mpsc::Receiver<Job>,
-    on_append: Box<dyn Fn(Position) + Send>,
+    on_append: Box<dyn Fn(Position) + Send + Sync>,
     wallets: LruCache<WalletId, Held>,
     /// The head as of which `wallets` is true; `None` before the first batch and after it was found too old to catch up.
     head: Option<Position>,
@@ -71,7 +71,7 @@ impl<L: EventLog> Sequencer<L> {
     pub fn new(
         log: L,
         options: SequencerOptions,
-        on_append: impl Fn(Position) + Send + 'static,
+        on_append: impl Fn(Position) + Send + Sync + 'static,
     ) -> (CommandService, Self) {
         assert_eq!(
             log.atomicity(),
@@ -161,6 +161,7 @@ impl<L: EventLog> Sequencer<L> {
     async fn attempt(&mut self, jobs: &mut Vec<Job>, stop: &CancellationToken) -> Result<(), Setback> {
         let mut known_keys: HashMap<KeyScope, KeyRecord> = HashMap::new();
         let mut lost_for_no_reason = 0;
+        let mut keys_looked_up = false;
         loop {
             let head = self.settle_head().await?;
             let loaded = self.load(jobs).await?;
@@ -172,11 +173,25 @@ impl<L: EventLog> Sequencer<L> {
                     deciding.decide(&job.request, known.as_ref())
                 })
                 .collect();
+            // An append finds out by itself whether a key is known, but a refusal writes nothing: what is refused now may be
+            // what was done before, and then that is the answer.
+            let refused_with_a_key = jobs.iter().zip(&verdicts).any(|(job, verdict)| {
+                job.request.idempotency_key.is_some()
+                    && matches!(verdict, Verdict::Answer(Err(CommandError::Rejected(_))))
+            });
+            if refused_with_a_key && !keys_looked_up {
+                keys_looked_up = true;
+                known_keys = self.known_keys(jobs).await?;
+                if !known_keys.is_empty() {
+                    continue;
+                }
+            }
             if self.make_durable(&deciding, stop).await? {
                 return self.answer(std::mem::take(jobs), verdicts, deciding).await;
             }
             // Lost: somebody has appended, or a key is known. Find out which, and decide again.
             let keys_before = known_keys.len();
+            keys_looked_up = false;
             known_keys = self.known_keys(jobs).await?;
             if self.log.head().await? != head {
                 self.contended_batches = CONTENDED_BATCHES;

@@ -1,0 +1,113 @@
+//! `wallex serve`: HTTP, relay and projections in one process, unless told otherwise.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use color_eyre::eyre::{WrapErr, eyre};
+use tokio::net::TcpListener;
+
+use crate::cli::signals::stop_signal;
+use crate::cli::{EXIT_COULD_NOT_RUN, Outcome, Output};
+use crate::http::Limits;
+use crate::runtime::{Config, Parts, Wallex};
+
+/// Serve the wallet over HTTP, publish its events, and keep ledger and read model
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wallex serve                                        everything in one process, on a database and a broker of its own
+  wallex serve --listen 127.0.0.1:8080                on another port; port 0 takes a free one
+  wallex serve --only http --data-dir /srv/wallex-2   one of several web processes on one database
+  WALLEX_DATABASE_URL=postgres://wallex@db/wallex WALLEX_KAFKA_BROKERS=kafka:9092 wallex serve")]
+pub(super) struct Args {
+    /// Where HTTP is served
+    #[arg(long, env = "WALLEX_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000")]
+    listen: SocketAddr,
+
+    /// Run only these parts
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,…")]
+    only: Vec<Part>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// HTTP and the write path
+    Http,
+    /// From the log to Kafka
+    Relay,
+    /// Ledger and read model
+    Project,
+}
+
+impl Args {
+    fn parts(&self) -> Parts {
+        if self.only.is_empty() {
+            return Parts::ALL;
+        }
+        let has = |part| self.only.contains(&part);
+        Parts {
+            commands: has(Part::Http),
+            relay: has(Part::Relay),
+            ledger: has(Part::Project),
+            read_model: has(Part::Project),
+        }
+    }
+}
+
+pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome {
+    let parts = args.parts();
+    // The port first: whether it is free is known at once.
+    let listener = match parts.commands {
+        true => Some(listen(args.listen).await?),
+        false => None,
+    };
+    let embedded = (config.database_url.is_none(), config.kafka_brokers.is_none());
+    let mut wallex = Wallex::open(Config { parts, ..config }).await?;
+    let url = match listener {
+        Some(listener) => format!("http://{}", wallex.serve_http(listener, Limits::default())?),
+        None => String::new(),
+    };
+    wallex.announce(&url)?;
+    explain(output, embedded, wallex.database().masked_url(), &wallex.kafka().brokers);
+    match url.as_str() {
+        "" => output.note("running; stop with Ctrl-C"),
+        url => output.note(format!("serving {url}; stop with Ctrl-C")),
+    }
+    until_stopped(wallex).await
+}
+
+/// Binds the address that HTTP is served on.
+pub(super) async fn listen(address: SocketAddr) -> color_eyre::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .wrap_err_with(|| format!("cannot listen on {address}; name another address with --listen or WALLEX_LISTEN"))
+}
+
+fn explain(output: &Output, (postgres, broker): (bool, bool), database_url: &str, brokers: &str) {
+    output.note(match postgres {
+        true => format!("database: a PostgreSQL of wallex's own, durable, in the data directory: {database_url}"),
+        false => format!("database: {database_url}"),
+    });
+    output.note(match broker {
+        true => format!(
+            "broker: embedded, on {brokers}; it forgets its records when wallex ends (the log does not: what the projections \
+             lack is published again)"
+        ),
+        false => format!("broker: {brokers}"),
+    });
+}
+
+/// Goes on until a signal comes or a part ends by itself, and then closes in order.
+pub(super) async fn until_stopped(mut wallex: Wallex) -> Outcome {
+    let outcome = tokio::select! {
+        code = stop_signal() => Ok(ExitCode::from(code?)),
+        ended = wallex.first_ended() => Err(eyre!("{ended}")),
+    };
+    // A second signal ends it at once: whoever sends it does not want to wait.
+    tokio::select! {
+        () = wallex.close() => {}
+        code = stop_signal() => std::process::exit(i32::from(code.unwrap_or(EXIT_COULD_NOT_RUN))),
+    }
+    outcome
+}

@@ -1,0 +1,151 @@
+//! How it is going: whether this process can take work, and what is behind.
+//!
+//! Each route answers within [`Limits::health_deadline`](crate::http::Limits::health_deadline), also where what it asks about
+//! does not; those that ask the broker take up to [`BROKER_TIMEOUT`] more, because only silence tells that it is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Serialize;
+
+use crate::http::answer::ok;
+use crate::http::error::ApiError;
+use crate::http::{Shared, in_time};
+use crate::lag::{self, BROKER_TIMEOUT, LagReport};
+use crate::log::EventLog;
+use crate::sequencer::{CommandError, Request};
+use crate::wallet::{Command, WalletId};
+
+/// From this age of the oldest unpublished event on nothing is being published, whatever the broker says.
+const OUTBOX_AGE_UNHEALTHY: Duration = Duration::from_secs(60);
+
+#[derive(Serialize)]
+struct StatusBody {
+    status: &'static str,
+}
+
+fn healthy() -> Response {
+    ok(&StatusBody { status: "ok" })
+}
+
+/// The process runs and answers.
+pub(super) async fn live() -> Response {
+    healthy()
+}
+
+/// Commands are decided and made durable, and the database is read.
+pub(super) async fn ready<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
+    let deadline = shared.limits.health_deadline;
+    let (write_path, read_model) = tokio::join!(
+        in_time(deadline, check_write_path(&shared)),
+        in_time(deadline, shared.api.database.check_read_model()),
+    );
+    write_path.and(read_model)?;
+    Ok(healthy())
+}
+
+/// Sends a command down the whole write path that can only be refused: no wallet takes a debit of nothing.
+async fn check_write_path<L: EventLog>(shared: &Shared<L>) -> Result<(), ApiError> {
+    let wallet_id = WalletId::new("readiness")?;
+    match shared.api.commands.execute(Request::new(Command::debit(wallet_id, "0"))).await {
+        Ok(_) => Err(ApiError::internal(&"a debit of nothing was carried out")),
+        Err(CommandError::Rejected(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The ledger's rows can be read.
+pub(super) async fn ledger<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
+    in_time(shared.limits.health_deadline, shared.api.database.check_ledger()).await?;
+    Ok(healthy())
+}
+
+/// The list of wallets can be read.
+pub(super) async fn users<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
+    in_time(shared.limits.health_deadline, shared.api.database.check_read_model()).await?;
+    Ok(healthy())
+}
+
+/// Events reach Kafka.
+pub(super) async fn integration<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
+    let report = report(&shared).await?;
+    if is_healthy(&report) {
+        Ok(healthy())
+    } else {
+        Err(ApiError::unavailable("events do not reach Kafka; GET /health/kafka says more"))
+    }
+}
+
+#[derive(Serialize)]
+struct KafkaBody<'a> {
+    status: &'static str,
+    producer: Producer,
+    kafka: Kafka,
+    outbox: Outbox,
+    lag: Vec<Group<'a>>,
+}
+
+#[derive(Serialize)]
+struct Producer {
+    connected: bool,
+}
+
+#[derive(Serialize)]
+struct Kafka {
+    status: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outbox {
+    depth: i64,
+    oldest_age_ms: Option<i64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Group<'a> {
+    group: &'a str,
+    lag: Option<i64>,
+    behind_ms: Option<i64>,
+}
+
+/// Whether events reach Kafka, in short. 200 also where they do not: `status` is the answer.
+pub(super) async fn kafka<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
+    let report = report(&shared).await?;
+    let connected = report.broker.connected;
+    Ok(ok(&KafkaBody {
+        status: if is_healthy(&report) { "healthy" } else { "unhealthy" },
+        producer: Producer { connected },
+        kafka: Kafka { status: if connected { "connected" } else { "disconnected" } },
+        outbox: Outbox { depth: report.outbox.depth, oldest_age_ms: report.outbox.oldest_age_ms },
+        lag: report
+            .groups
+            .iter()
+            .map(|group| Group { group: &group.group, lag: group.lag, behind_ms: group.behind_ms })
+            .collect(),
+    }))
+}
+
+/// The same, in full.
+pub(super) async fn kafka_stats<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
+    Ok(ok(&report(&shared).await?))
+}
+
+/// How far the relay and the projections have come. Cheap: it asks the database alone.
+pub(super) async fn progress<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
+    Ok(ok(&in_time(shared.limits.health_deadline, lag::progress(&shared.api.database)).await?))
+}
+
+async fn report<L: EventLog>(shared: &Shared<L>) -> Result<LagReport, ApiError> {
+    // First whether the database answers at all: that must be known sooner than the broker's silence.
+    in_time(shared.limits.health_deadline, lag::progress(&shared.api.database)).await?;
+    in_time(shared.limits.health_deadline + BROKER_TIMEOUT, shared.lag.report()).await
+}
+
+fn is_healthy(report: &LagReport) -> bool {
+    let unhealthy_from = OUTBOX_AGE_UNHEALTHY.as_millis() as i64;
+    report.broker.connected && report.outbox.oldest_age_ms.is_none_or(|age| age < unhealthy_from)
+}

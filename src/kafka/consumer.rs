@@ -1,0 +1,201 @@
+//! A member of a consumer group, polled by one thread. Where reading begins is not Kafka's to say but the caller's: the
+//! offsets committed in Kafka are only a mirror for tools.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::bindings::rd_kafka_resp_err_t as ResponseCode;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::kafka::KafkaConfig;
+
+/// How long a question to the broker may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A record as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConsumedRecord {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) timestamp_ms: Option<i64>,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl ConsumedRecord {
+    /// The value of the last header of this name, if it is text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().rfind(|(found, _)| found == name)?;
+        std::str::from_utf8(value.as_deref()?).ok()
+    }
+}
+
+/// Told of partitions that come and go, on the polling thread, from within [`GroupConsumer::poll`].
+pub(crate) trait Assignments: Send + Sync + 'static {
+    /// Partitions have come: the offset to begin at for each, or `None` for the earliest that there is.
+    fn assigned(&self, partitions: &[i32]) -> Vec<(i32, Option<i64>)>;
+    /// Partitions are gone.
+    fn revoked(&self, partitions: &[i32]);
+}
+
+struct Context<A> {
+    topic: String,
+    assignments: Arc<A>,
+}
+
+impl<A: Assignments> ClientContext for Context<A> {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "consumer");
+    }
+}
+
+impl<A: Assignments> ConsumerContext for Context<A> {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: ResponseCode, list: &mut TopicPartitionList) {
+        let partitions: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let done = if code == ResponseCode::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            let begin = self.assignments.assigned(&partitions);
+            topic_partitions(&self.topic, begin.into_iter().map(|(partition, offset)| (partition, start(offset))))
+                .and_then(|list| if cooperative { consumer.incremental_assign(&list) } else { consumer.assign(&list) })
+        } else {
+            self.assignments.revoked(&partitions);
+            if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() }
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, ?partitions, "a change of partitions was refused");
+        }
+    }
+
+    fn commit_callback(&self, result: Result<(), KafkaError>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            // The checkpoint in the database is the truth; the next commit mends the mirror.
+            tracing::debug!(%error, "offsets were not mirrored to Kafka");
+        }
+    }
+}
+
+fn start(offset: Option<i64>) -> Offset {
+    offset.map_or(Offset::Beginning, Offset::Offset)
+}
+
+fn topic_partitions(
+    topic: &str,
+    offsets: impl IntoIterator<Item = (i32, Offset)>,
+) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in offsets {
+        list.add_partition_offset(topic, partition, offset)?;
+    }
+    Ok(list)
+}
+
+/// A member of a consumer group on one topic.
+pub(crate) struct GroupConsumer<A: Assignments> {
+    consumer: BaseConsumer<Context<A>>,
+    topic: String,
+}
+
+impl<A: Assignments> GroupConsumer<A> {
+    /// Joins the group. Partitions come later, from within [`GroupConsumer::poll`].
+    pub(crate) fn join(kafka: &KafkaConfig, group: &str, topic: &str, assignments: Arc<A>) -> Result<Self, KafkaError> {
+        // The embedded broker answers a fetch that finds nothing only when its time is up, even if a record comes meanwhile.
+        let fetch_wait_ms = if kafka.embedded { "5" } else { "500" };
+        let config = kafka.client_config(&[
+            ("group.id", group),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "earliest"),
+            ("isolation.level", "read_committed"),
+            ("partition.assignment.strategy", "cooperative-sticky"),
+            ("fetch.wait.max.ms", fetch_wait_ms),
+            ("fetch.queue.backoff.ms", "10"),
+            // Batches of a thousand records; what lies fetched beyond that is memory for nothing.
+            ("queued.min.messages", "5000"),
+            ("queued.max.messages.kbytes", "16384"),
+        ]);
+        let context = Context { topic: topic.to_owned(), assignments };
+        let consumer: BaseConsumer<Context<A>> = config.create_with_context(context)?;
+        consumer.subscribe(&[topic])?;
+        Ok(GroupConsumer { consumer, topic: topic.to_owned() })
+    }
+
+    /// Waits up to `patience` for a record, and takes up to `records_max` of those that are there.
+    pub(crate) fn poll(&self, patience: Duration, records_max: usize) -> Result<Vec<ConsumedRecord>, KafkaError> {
+        let mut records = Vec::new();
+        let mut patience = patience;
+        while records.len() < records_max {
+            match self.consumer.poll(patience) {
+                None => break,
+                Some(Ok(message)) => records.push(own(&message)),
+                // What was taken before the error is not to be lost: the error will come again if it lasts.
+                Some(Err(error)) if records.is_empty() => return Err(error),
+                Some(Err(_)) => break,
+            }
+            patience = Duration::ZERO;
+        }
+        Ok(records)
+    }
+
+    /// Goes to another offset; `None` for the earliest.
+    pub(crate) fn seek(&self, partition: i32, offset: Option<i64>) -> Result<(), KafkaError> {
+        self.consumer.seek(&self.topic, partition, start(offset), ANSWER_TIMEOUT)
+    }
+
+    /// Mirrors offsets to Kafka, without waiting.
+    pub(crate) fn commit(&self, offsets: &[(i32, i64)]) {
+        let list = offsets.iter().map(|(partition, offset)| (*partition, Offset::Offset(*offset)));
+        let sent = topic_partitions(&self.topic, list).and_then(|list| self.consumer.commit(&list, CommitMode::Async));
+        if let Err(error) = sent {
+            tracing::debug!(%error, "offsets were not mirrored to Kafka");
+        }
+    }
+
+    /// Where each partition ends now: the offset that its next record will get.
+    pub(crate) fn ends(&self, partitions: &[i32]) -> Result<Vec<(i32, i64)>, KafkaError> {
+        let asked = topic_partitions(&self.topic, partitions.iter().map(|partition| (*partition, Offset::End)))?;
+        let answered = self.consumer.offsets_for_times(asked, ANSWER_TIMEOUT)?;
+        let mut ends = Vec::with_capacity(partitions.len());
+        for element in answered.elements() {
+            element.error()?;
+            if let Offset::Offset(offset) = element.offset() {
+                ends.push((element.partition(), offset));
+            }
+        }
+        Ok(ends)
+    }
+
+    /// Stops fetching, so that polling only keeps the membership.
+    pub(crate) fn pause(&self) {
+        let paused = self.consumer.assignment().and_then(|assigned| self.consumer.pause(&assigned));
+        if let Err(error) = paused {
+            tracing::debug!(%error, "partitions were not paused");
+        }
+    }
+
+    /// Fetches again.
+    pub(crate) fn resume(&self) {
+        let resumed = self.consumer.assignment().and_then(|assigned| self.consumer.resume(&assigned));
+        if let Err(error) = resumed {
+            tracing::warn!(%error, "partitions were not resumed");
+        }
+    }
+}
+
+fn own(message: &impl Message) -> ConsumedRecord {
+    let headers = message.headers().map_or(Vec::new(), |headers| {
+        headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+    });
+    ConsumedRecord {
+        partition: message.partition(),
+        offset: message.offset(),
+        timestamp_ms: message.timestamp().to_millis(),
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers,
+    }
+}

@@ -1,0 +1,161 @@
+//! An idempotent producer that one thread feeds and polls.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig};
+use rdkafka::types::RDKafkaErrorCode;
+
+use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord};
+use crate::log::Position;
+
+/// How long a question to the broker may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the topic keeps its records, in ms: 7 days.
+const RETENTION_MS: &str = "604800000";
+
+/// What became of a record that was sent.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) position: Position,
+    pub(crate) partition: i32,
+    /// Its offset, or why the broker does not have it.
+    pub(crate) offset: Result<i64, String>,
+}
+
+#[derive(Default)]
+struct Deliveries(Mutex<Vec<Delivery>>);
+
+impl ClientContext for Deliveries {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "producer");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, position: usize) {
+        let delivery = match result {
+            Ok(message) => Delivery {
+                position: position as Position,
+                partition: message.partition(),
+                offset: Ok(message.offset()),
+            },
+            Err((error, message)) => Delivery {
+                position: position as Position,
+                partition: message.partition(),
+                offset: Err(error.to_string()),
+            },
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(delivery);
+    }
+}
+
+/// Why a record was not taken.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// The queue is full: poll, and try again.
+    Full,
+    /// Something else.
+    Failed(String),
+}
+
+/// Sends records to [`EVENTS_TOPIC`]: acks=all, idempotent, gzip.
+pub(crate) struct Publisher {
+    producer: BaseProducer<Deliveries>,
+}
+
+impl Publisher {
+    pub(crate) fn new(kafka: &KafkaConfig) -> Result<Self, KafkaError> {
+        let config = kafka.client_config(&[
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            ("compression.type", "gzip"),
+            // The fastest level: a third of the size for a fraction of the time that the default level takes.
+            ("compression.level", "1"),
+            ("linger.ms", "1"),
+            // A broker that is away is waited for: a record is never given up, so that nothing behind it is sent first.
+            ("message.timeout.ms", "0"),
+            ("queue.buffering.max.messages", "100000"),
+            ("queue.buffering.max.kbytes", "65536"),
+        ]);
+        Ok(Publisher { producer: config.create_with_context(Deliveries::default())? })
+    }
+
+    /// Queues a record. It is sent, and its fate told by [`Publisher::poll`].
+    pub(crate) fn send(
+        &self,
+        position: Position,
+        partition: i32,
+        timestamp_ms: i64,
+        record: &OutgoingRecord,
+    ) -> Result<(), SendError> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in &record.headers {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let message = BaseRecord::with_opaque_to(EVENTS_TOPIC, position as usize)
+            .partition(partition)
+            .key(&record.key)
+            .payload(&record.value)
+            .timestamp(timestamp_ms)
+            .headers(headers);
+        self.producer.send(message).map_err(|(error, _)| match error {
+            KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => SendError::Full,
+            other => SendError::Failed(other.to_string()),
+        })
+    }
+
+    /// Waits up to `patience` for news, and tells what became of records sent.
+    pub(crate) fn poll(&self, patience: Duration) -> Vec<Delivery> {
+        self.producer.poll(patience);
+        std::mem::take(&mut *self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Why this producer can never send again, if so.
+    pub(crate) fn fatal_error(&self) -> Option<String> {
+        self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
+    }
+
+    /// Lets go of everything that has not been acknowledged.
+    pub(crate) fn abandon(self) {
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        self.producer.poll(Duration::ZERO);
+    }
+
+    /// Makes the topic where it is missing, and makes sure that it has the partitions it should have.
+    pub(crate) async fn ensure_topic(&self, kafka: &KafkaConfig) -> Result<(), String> {
+        let client = self.producer.client();
+        let metadata = client.fetch_metadata(Some(EVENTS_TOPIC), ANSWER_TIMEOUT).map_err(|error| error.to_string())?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == EVENTS_TOPIC);
+        let partitions = topic.map_or(0, |topic| topic.partitions().len());
+        if partitions == EVENTS_PARTITIONS as usize {
+            return Ok(());
+        }
+        if partitions > 0 {
+            return Err(format!(
+                "topic {EVENTS_TOPIC} has {partitions} partitions and not {EVENTS_PARTITIONS}: keys would be placed otherwise \
+                 than every consumer expects, so nothing is published to it"
+            ));
+        }
+        tracing::info!(topic = EVENTS_TOPIC, partitions = EVENTS_PARTITIONS, "the topic is missing; making it");
+        let admin: AdminClient<DefaultClientContext> =
+            kafka.client_config(&[]).create().map_err(|error| error.to_string())?;
+        let replication = metadata.brokers().len().clamp(1, 3) as i32;
+        let topic = NewTopic::new(EVENTS_TOPIC, EVENTS_PARTITIONS, TopicReplication::Fixed(replication))
+            .set("retention.ms", RETENTION_MS);
+        let made = admin.create_topics([&topic], &AdminOptions::new()).await.map_err(|error| error.to_string())?;
+        match made.into_iter().next() {
+            Some(Err((topic, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
+                Err(format!("topic {topic} cannot be made: {code}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

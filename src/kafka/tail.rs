@@ -1,0 +1,98 @@
+//! What a topic holds at its end: how a relay that begins finds out what an earlier one has published.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::kafka::{EVENTS_TOPIC, HEADER_POSITION, KafkaConfig};
+use crate::log::Position;
+
+/// How long a question to the broker may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many records at the end are looked at first for one with a position; then ten times as many, and so on.
+const LOOK_BACK: i64 = 50;
+
+/// Reads single records by offset. No group, no commits.
+pub(crate) struct TopicTail {
+    consumer: BaseConsumer,
+}
+
+/// What one partition holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PartitionTail {
+    /// The offset of its oldest record.
+    pub(crate) low: i64,
+    /// The offset that its next record will get.
+    pub(crate) end: i64,
+    /// The position of its last record that has one.
+    pub(crate) last_position: Option<Position>,
+}
+
+impl TopicTail {
+    pub(crate) fn new(kafka: &KafkaConfig) -> Result<Self, KafkaError> {
+        let fetch_wait_ms = if kafka.embedded { "5" } else { "100" };
+        let config = kafka.client_config(&[
+            ("group.id", "wallex-relay-tail"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("enable.partition.eof", "true"),
+            ("auto.offset.reset", "error"),
+            ("fetch.wait.max.ms", fetch_wait_ms),
+        ]);
+        Ok(TopicTail { consumer: config.create()? })
+    }
+
+    /// What a partition holds at its end.
+    pub(crate) fn look(&self, partition: i32) -> Result<PartitionTail, KafkaError> {
+        let (low, end) = self.consumer.fetch_watermarks(EVENTS_TOPIC, partition, ANSWER_TIMEOUT)?;
+        let mut look_back = LOOK_BACK;
+        loop {
+            let from = (end - look_back).max(low);
+            let last_position = self.read(partition, from, end)?.into_iter().rev().find_map(|(_, position)| position);
+            if last_position.is_some() || from == low {
+                return Ok(PartitionTail { low, end, last_position });
+            }
+            look_back *= 10;
+        }
+    }
+
+    /// The position of the record at an offset; `None` if there is no such record or it has none.
+    pub(crate) fn position_at(&self, partition: i32, offset: i64) -> Result<Option<Position>, KafkaError> {
+        let records = self.read(partition, offset, offset + 1)?;
+        Ok(records.into_iter().find(|(found, _)| *found == offset).and_then(|(_, position)| position))
+    }
+
+    fn read(&self, partition: i32, from: i64, to: i64) -> Result<Vec<(i64, Option<Position>)>, KafkaError> {
+        let mut found = Vec::new();
+        if from >= to {
+            return Ok(found);
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(EVENTS_TOPIC, partition, Offset::Offset(from))?;
+        self.consumer.assign(&list)?;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        while found.last().is_none_or(|(offset, _)| *offset < to - 1) {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            match self.consumer.poll(patience) {
+                Some(Ok(message)) => found.push((message.offset(), position_of(&message))),
+                // Offsets may have holes before the end; and what is past the end is not there.
+                Some(Err(KafkaError::PartitionEOF(_))) => break,
+                Some(Err(error)) => return Err(error),
+                None => {
+                    return Err(KafkaError::MessageConsumption(rdkafka::types::RDKafkaErrorCode::OperationTimedOut));
+                }
+            }
+        }
+        self.consumer.unassign()?;
+        Ok(found)
+    }
+}
+
+fn position_of(message: &impl Message) -> Option<Position> {
+    let headers = message.headers()?;
+    let position = headers.iter().filter(|header| header.key == HEADER_POSITION).last()?;
+    std::str::from_utf8(position.value?).ok()?.parse().ok()
+}

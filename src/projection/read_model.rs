@@ -1,0 +1,104 @@
+//! The read model: one row a wallet, its state as of its version.
+
+use std::collections::HashMap;
+
+use crate::kafka::EventRecord;
+use crate::postgres::{NewWalletRow, PgConnection, WalletRowChange, insert_wallet_rows, update_wallet_rows};
+use crate::projection::{ApplyError, Projection};
+use crate::wallet::{WalletEvent, WalletId, WalletStatus};
+
+/// The read model's name and consumer group.
+pub const READ_MODEL_PROJECTOR: &str = "read-model-projector";
+
+/// Keeps `read_model_wallets`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadModelProjection {}
+
+impl ReadModelProjection {
+    /// The read model.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Projection for ReadModelProjection {
+    fn name(&self) -> &str {
+        READ_MODEL_PROJECTOR
+    }
+
+    async fn apply(&mut self, events: &[EventRecord], transaction: &mut PgConnection) -> Result<(), ApplyError> {
+        let (new, changed) = collapse(events)?;
+        if !new.is_empty() {
+            insert_wallet_rows(transaction, &new).await?;
+        }
+        if !changed.is_empty() && update_wallet_rows(transaction, &changed).await? != changed.len() as u64 {
+            // One by one, the wallet that is meant is found.
+            let wallet = &changed[0].wallet_id;
+            return Err(ApplyError::Permanent(format!(
+                "the read model does not have the state that an event of wallet {wallet} or another of its batch follows"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Events, in order, collapsed to one row a wallet: only the last state of each counts, but every step to it is checked.
+fn collapse(events: &[EventRecord]) -> Result<(Vec<NewWalletRow>, Vec<WalletRowChange>), ApplyError> {
+    let mut new: HashMap<&WalletId, NewWalletRow> = HashMap::new();
+    let mut changed: HashMap<&WalletId, WalletRowChange> = HashMap::new();
+    for record in events {
+        let balance = record.event.balance().minor();
+        let last = new
+            .get(&record.wallet_id)
+            .map(|row| (row.version, row.balance))
+            .or_else(|| changed.get(&record.wallet_id).map(|change| (change.version, change.balance)));
+        let before = match &record.event {
+            WalletEvent::WalletCreated { owner_id, currency } => {
+                if last.is_some() || record.revision != 0 {
+                    return Err(broken(record, "it is created after it has begun"));
+                }
+                let row = NewWalletRow {
+                    wallet_id: record.wallet_id.to_string(),
+                    owner_id: owner_id.to_string(),
+                    currency: currency.code(),
+                    balance: 0,
+                    status: WalletStatus::Active.as_str(),
+                    version: 0,
+                    position: record.position,
+                    created_at: record.recorded_at,
+                    updated_at: record.recorded_at,
+                };
+                new.insert(&record.wallet_id, row);
+                continue;
+            }
+            WalletEvent::WalletCredited { amount, .. } => balance - amount.minor(),
+            WalletEvent::WalletDebited { amount, .. } => {
+                balance.checked_add(amount.minor()).ok_or_else(|| broken(record, "its balance before is impossible"))?
+            }
+        };
+        if last.is_some_and(|last| last != (record.revision - 1, before)) {
+            return Err(broken(record, "it does not follow the event before it"));
+        }
+        if let Some(row) = new.get_mut(&record.wallet_id) {
+            (row.balance, row.version) = (balance, record.revision);
+            (row.position, row.updated_at) = (record.position, record.recorded_at);
+            continue;
+        }
+        let change = changed.entry(&record.wallet_id).or_insert_with(|| WalletRowChange {
+            wallet_id: record.wallet_id.to_string(),
+            version_before: record.revision - 1,
+            balance_before: before,
+            balance,
+            version: record.revision,
+            position: record.position,
+            updated_at: record.recorded_at,
+        });
+        (change.balance, change.version) = (balance, record.revision);
+        (change.position, change.updated_at) = (record.position, record.recorded_at);
+    }
+    Ok((new.into_values().collect(), changed.into_values().collect()))
+}
+
+fn broken(record: &EventRecord, reason: &str) -> ApplyError {
+    ApplyError::Permanent(format!("revision {} of wallet {}: {reason}", record.revision, record.wallet_id))
+}

@@ -1,0 +1,58 @@
+//! What a wallex is told: where its data is, which database, which broker, which parts to run.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::sequencer::SequencerOptions;
+
+/// How to open a wallex. [`Config::default`] is the embedded default: PostgreSQL and a broker of its own, under the
+/// user's data directory.
+#[derive(Clone, Default)]
+pub struct Config {
+    /// Where the managed PostgreSQL keeps its data, and where commands find the running `serve`. `None`: `/var/lib/wallex`
+    /// for root, else the XDG data home.
+    pub data_dir: Option<PathBuf>,
+    /// A database of one's own instead of the managed one: `postgres://user:password@host:5432/database`.
+    pub database_url: Option<String>,
+    /// Brokers of one's own instead of the embedded one: `host:port`, separated by commas.
+    pub kafka_brokers: Option<String>,
+    /// Anything else that librdkafka can be told, by its own names.
+    pub kafka_properties: BTreeMap<String, String>,
+    /// Which parts to run.
+    pub parts: Parts,
+    /// Bounds of the write path.
+    pub sequencer: SequencerOptions,
+}
+
+impl Config {
+    /// The embedded default in this directory.
+    pub fn embedded(data_dir: impl Into<PathBuf>) -> Self {
+        Config { data_dir: Some(data_dir.into()), ..Config::default() }
+    }
+}
+
+/// The parts of a wallex. They may run in one process or in several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// The write path: without it, no command is taken.
+    pub commands: bool,
+    /// The relay, from the log to Kafka.
+    pub relay: bool,
+    /// The `ledger-projector`.
+    pub ledger: bool,
+    /// The `read-model-projector`.
+    pub read_model: bool,
+}
+
+impl Parts {
+    /// No part.
+    pub const NONE: Parts = Parts { commands: false, relay: false, ledger: false, read_model: false };
+    /// Every part.
+    pub const ALL: Parts = Parts { commands: true, relay: true, ledger: true, read_model: true };
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Parts::ALL
+    }
+}

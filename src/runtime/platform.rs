@@ -1,0 +1,186 @@
+//! What a wallex stands on: a data directory, a database, a broker; its own where none is named.
+
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::embedded::{BrokerError, DataDir, DataDirError, EmbeddedBroker, ManagedPostgres, PostgresError, ServeInfo};
+use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
+use crate::postgres::{Database, DatabaseError};
+use crate::runtime::Config;
+
+/// How many connections the pool of one process may open. The managed PostgreSQL allows 64.
+const CONNECTIONS_MAX: u32 = 16;
+
+/// Why a wallex could not be opened. One clear line each.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The managed PostgreSQL.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// The embedded broker.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// A command that works on a running `serve` found none, and no database was named either.
+    #[error(
+        "no wallex serve runs in {0} and no database is kept there; start `wallex serve`, or name a database with \
+         --database-url or WALLEX_DATABASE_URL"
+    )]
+    NothingThere(String),
+    /// A part that publishes or consumes found no broker.
+    #[error(
+        "no broker to work on: the embedded one lives in `wallex serve`, which does not run; start it, or name brokers with \
+         --kafka-brokers or WALLEX_KAFKA_BROKERS"
+    )]
+    NoBroker,
+    /// HTTP cannot be served.
+    #[error("cannot serve HTTP: {0}")]
+    Listener(String),
+}
+
+/// The data directory held, and what was started in it.
+pub struct Platform {
+    /// The data directory, locked for as long as this lives.
+    pub(crate) data_dir: DataDir,
+    postgres: Option<ManagedPostgres>,
+    broker: Option<EmbeddedBroker>,
+    database_url: String,
+    /// The database, migrated.
+    pub(crate) database: Database,
+    /// The broker.
+    pub(crate) kafka: KafkaConfig,
+}
+
+impl Platform {
+    /// Takes the data directory, starts what is not named elsewhere, and brings the database's schema up to date.
+    ///
+    /// # Errors
+    /// [`OpenError`], by what could not be had.
+    pub async fn start(config: &Config) -> Result<Self, OpenError> {
+        let path = DataDir::resolve(config.data_dir.clone())?;
+        let data_dir = DataDir::acquire(&path)?;
+        let postgres = match config.database_url {
+            Some(_) => None,
+            None => Some(ManagedPostgres::start(data_dir.path()).await?),
+        };
+        let database_url = match (&config.database_url, &postgres) {
+            (Some(url), _) => url.clone(),
+            (None, Some(postgres)) => postgres.url().to_owned(),
+            (None, None) => String::new(),
+        };
+        let database = Database::connect(&database_url, CONNECTIONS_MAX).await?;
+        database.migrate().await?;
+        let broker = match config.kafka_brokers {
+            Some(_) => None,
+            None => Some(EmbeddedBroker::start(&[(EVENTS_TOPIC, EVENTS_PARTITIONS)])?),
+        };
+        let brokers = match (&config.kafka_brokers, &broker) {
+            (Some(brokers), _) => brokers.clone(),
+            (None, Some(broker)) => broker.bootstrap_servers().to_owned(),
+            (None, None) => String::new(),
+        };
+        let kafka = KafkaConfig { brokers, embedded: broker.is_some(), properties: config.kafka_properties.clone() };
+        Ok(Platform { data_dir, postgres, broker, database_url, database, kafka })
+    }
+
+    /// Leaves a note in the data directory by which other commands find this process.
+    ///
+    /// # Errors
+    /// [`DataDirError`] where the note cannot be written.
+    pub fn announce(&self, url: &str) -> Result<(), DataDirError> {
+        self.data_dir.write_serve_info(&ServeInfo {
+            pid: std::process::id(),
+            url: url.to_owned(),
+            database_url: self.database_url.clone(),
+            kafka_brokers: self.kafka.brokers.clone(),
+            embedded_postgres: self.postgres.is_some(),
+            embedded_kafka: self.broker.is_some(),
+            started_at: chrono::Utc::now(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    /// Whether the database is the managed one.
+    pub fn manages_postgres(&self) -> bool {
+        self.postgres.is_some()
+    }
+
+    /// Stops what was started, the database last.
+    pub async fn stop(self) {
+        self.database.pool().close().await;
+        drop(self.broker);
+        if let Some(postgres) = self.postgres {
+            postgres.stop().await;
+        }
+    }
+}
+
+/// Where a command that works on an existing wallex connects to.
+pub struct Attachment {
+    /// The database; its schema is left as it is.
+    pub database: Database,
+    /// The broker; `None` where none runs, as the embedded one runs in `serve` alone.
+    pub kafka: Option<KafkaConfig>,
+    /// The running `serve`, if one was found.
+    pub serve: Option<ServeInfo>,
+    /// What was started because nothing ran.
+    platform: Option<Platform>,
+}
+
+impl Attachment {
+    /// Finds the running `serve` by its data directory, unless database and broker are both named. Where nothing runs but
+    /// the data directory has a database, that one is started for as long as the attachment lives.
+    ///
+    /// # Errors
+    /// [`OpenError`], by what could not be had.
+    pub async fn find(config: &Config) -> Result<Self, OpenError> {
+        let path = DataDir::resolve(config.data_dir.clone())?;
+        let serve = DataDir::find_running(&path)?;
+        let named = config.kafka_brokers.clone().map(|brokers| (brokers, false));
+        let found = serve.as_ref().map(|serve| (serve.kafka_brokers.clone(), serve.embedded_kafka));
+        let kafka = named.or(found).map(|(brokers, embedded)| KafkaConfig {
+            brokers,
+            embedded,
+            properties: config.kafka_properties.clone(),
+        });
+        let url = config.database_url.clone().or(serve.as_ref().map(|serve| serve.database_url.clone()));
+        if let Some(url) = url {
+            let database = Database::connect(&url, CONNECTIONS_MAX).await?;
+            return Ok(Attachment { database, kafka, serve, platform: None });
+        }
+        if !has_cluster(&path) {
+            return Err(OpenError::NothingThere(path.display().to_string()));
+        }
+        let data_dir = DataDir::acquire(&path)?;
+        let postgres = ManagedPostgres::start(data_dir.path()).await?;
+        let database_url = postgres.url().to_owned();
+        let database = Database::connect(&database_url, CONNECTIONS_MAX).await?;
+        let platform = Platform {
+            data_dir,
+            postgres: Some(postgres),
+            broker: None,
+            database_url,
+            database: database.clone(),
+            kafka: KafkaConfig::new(""),
+        };
+        Ok(Attachment { database, kafka, serve: None, platform: Some(platform) })
+    }
+
+    /// Stops what was started for this attachment.
+    pub async fn close(self) {
+        match self.platform {
+            Some(platform) => platform.stop().await,
+            None => self.database.pool().close().await,
+        }
+    }
+}
+
+fn has_cluster(data_dir: &Path) -> bool {
+    data_dir.join("postgres").join("PG_VERSION").exists()
+}

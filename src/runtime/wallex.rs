@@ -1,0 +1,246 @@
+//! A wallex in this process: what an embedding program holds, and what `wallex serve` runs.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+
+use crate::http::{self, Api, Limits};
+use crate::kafka::KafkaConfig;
+use crate::lag::{self, LagError};
+use crate::log::{Position, PostgresLog, ViewError, WalletView, read_wallet};
+use crate::postgres::Database;
+use crate::projection::{LedgerProjection, Projection, ProjectionRunner, ReadModelProjection};
+use crate::relay::{Bell, Relay, RelayOptions};
+use crate::runtime::{Attachment, Config, OpenError, Parts, Platform, Stage, Supervisor, TaskEnded};
+use crate::sequencer::{Answer, CommandError, CommandService, Request, Sequencer, forget_old_keys};
+use crate::verify::{Proof, VerifyError, VerifyOptions, verify};
+use crate::wallet::{Command, WalletId};
+
+/// How many of a wallet's newest events [`Wallex::wallet`] reads.
+const TRAIL_MAX: usize = 100;
+/// How long each stage is given to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// How often [`Wallex::projected`] looks: progress is made in other tasks or processes, which do not tell.
+const PROGRESS_POLL: Duration = Duration::from_millis(5);
+
+/// A running wallex. [`Wallex::open`] starts it, [`Wallex::close`] ends it in order.
+pub struct Wallex {
+    database: Database,
+    kafka: KafkaConfig,
+    log: PostgresLog,
+    commands: Option<CommandService>,
+    supervisor: Supervisor,
+    foundation: Foundation,
+}
+
+/// What a wallex stands on, to be given back when it ends.
+enum Foundation {
+    Own(Box<Platform>),
+    Attached(Box<Attachment>),
+}
+
+/// Why [`Wallex::projected`] gave up.
+#[derive(Debug, Error)]
+pub enum ProjectedError {
+    /// It took longer than the caller would wait.
+    #[error("the projections have not come as far as position {position} within {waited:?}")]
+    TimedOut {
+        /// The position waited for.
+        position: Position,
+        /// How long.
+        waited: Duration,
+    },
+    /// The database did not answer.
+    #[error(transparent)]
+    Lag(#[from] LagError),
+}
+
+impl Wallex {
+    /// Starts a wallex on its data directory: database, broker, and the parts that the configuration names.
+    ///
+    /// # Errors
+    /// [`OpenError`], by what could not be had.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let platform = Platform::start(&config).await?;
+        let (database, kafka) = (platform.database.clone(), platform.kafka.clone());
+        // Other processes may write to a database that we do not manage; they ring through the database.
+        let listen = !platform.manages_postgres() || !config.parts.commands;
+        Ok(Self::assemble(&config, database, kafka, listen, Foundation::Own(Box::new(platform))))
+    }
+
+    /// Runs parts beside a wallex that is there already: `relay` or `project` in a process of their own.
+    ///
+    /// # Errors
+    /// [`OpenError::NothingThere`] where there is no broker to run them on; [`OpenError`] for the rest.
+    pub async fn attach(config: Config) -> Result<Self, OpenError> {
+        let attachment = Attachment::find(&config).await?;
+        let Some(kafka) = attachment.kafka.clone() else {
+            attachment.close().await;
+            return Err(OpenError::NoBroker);
+        };
+        let database = attachment.database.clone();
+        Ok(Self::assemble(&config, database, kafka, true, Foundation::Attached(Box::new(attachment))))
+    }
+
+    fn assemble(config: &Config, database: Database, kafka: KafkaConfig, listen: bool, foundation: Foundation) -> Self {
+        let Parts { commands, relay, ledger, read_model } = config.parts;
+        let log = PostgresLog::new(database.clone());
+        let bell = Bell::new();
+        let mut wallex = Wallex { database, kafka, log, commands: None, supervisor: Supervisor::default(), foundation };
+        if commands {
+            wallex.start_commands(config, bell.clone());
+        }
+        if relay {
+            let options = RelayOptions { listen, ..RelayOptions::default() };
+            let relay = Relay::new(wallex.log.clone(), wallex.database.clone(), wallex.kafka.clone(), bell, options);
+            wallex.supervisor.spawn(Stage::Relay, "relay", |stop| relay.run(stop));
+        }
+        if ledger {
+            wallex.run_projection(LedgerProjection::new());
+        }
+        if read_model {
+            wallex.run_projection(ReadModelProjection::new());
+        }
+        wallex
+    }
+
+    fn start_commands(&mut self, config: &Config, bell: Bell) {
+        let on_append = move |_head: Position| bell.ring();
+        let (service, sequencer) = Sequencer::new(self.log.clone(), config.sequencer.clone(), on_append);
+        self.commands = Some(service);
+        self.supervisor.spawn(Stage::Write, "sequencer", |stop| async move {
+            sequencer.run(stop).await;
+            Ok::<(), String>(())
+        });
+        let log = self.log.clone();
+        self.supervisor.spawn(Stage::Write, "idempotency keys", |stop| async move {
+            forget_old_keys(log, stop).await;
+            Ok::<(), String>(())
+        });
+    }
+
+    /// Executes a command and waits until it is durable.
+    ///
+    /// # Errors
+    /// [`CommandError`]: the command's own rules, or the log away.
+    pub async fn execute(&self, command: Command) -> Result<Answer, CommandError> {
+        self.request(Request::new(command)).await
+    }
+
+    /// Executes a command that comes with an idempotency key or a correlation id.
+    ///
+    /// # Errors
+    /// As [`Wallex::execute`].
+    pub async fn request(&self, request: Request) -> Result<Answer, CommandError> {
+        match &self.commands {
+            Some(commands) => commands.execute(request).await,
+            None => Err(CommandError::Unavailable { maybe_done: false, retry_after: Duration::ZERO }),
+        }
+    }
+
+    /// A wallet as of now, with its newest 100 events; `None` if there is none of that name. Read from the log, so it is
+    /// never older than an answer already given.
+    ///
+    /// # Errors
+    /// [`ViewError`] where the log is away or the wallet's history is wrong.
+    pub async fn wallet(&self, id: &WalletId) -> Result<Option<WalletView>, ViewError> {
+        read_wallet(&self.log, id, TRAIL_MAX).await
+    }
+
+    /// Runs a projection of one's own until the wallex is closed, as the consumer group of its name.
+    pub fn run_projection(&mut self, projection: impl Projection) {
+        let name = projection.name().to_owned();
+        let runner = ProjectionRunner::new(
+            projection,
+            self.database.clone(),
+            self.log.clone(),
+            self.kafka.clone(),
+            crate::projection::RunnerOptions::default(),
+        );
+        self.supervisor.spawn(Stage::Projection, name, |stop| runner.run(stop));
+    }
+
+    /// Waits until every projection holds everything up to a position, such as an [`Answer::position`].
+    ///
+    /// # Errors
+    /// [`ProjectedError::TimedOut`] after `patience`.
+    pub async fn projected(&self, position: Position, patience: Duration) -> Result<(), ProjectedError> {
+        let started = Instant::now();
+        loop {
+            let progress = lag::progress(&self.database).await?;
+            if progress.groups.iter().all(|group| group.position >= position) {
+                return Ok(());
+            }
+            let waited = started.elapsed();
+            if waited >= patience {
+                return Err(ProjectedError::TimedOut { position, waited });
+            }
+            tokio::time::sleep(PROGRESS_POLL).await;
+        }
+    }
+
+    /// Proves that log, outbox, topic, ledger and read model say the same, to the cent.
+    ///
+    /// # Errors
+    /// [`VerifyError`] where it could not be found out; a difference is no error but a [`Proof`] that is not `ok`.
+    pub async fn verify(&self) -> Result<Proof, VerifyError> {
+        verify(&self.database, Some(&self.kafka), &VerifyOptions::default(), &mut |_| {}).await
+    }
+
+    /// Serves HTTP on a listener until the wallex is closed, and leaves a note by which other commands find it.
+    /// Answers with the address.
+    ///
+    /// # Errors
+    /// Where the listener has no address, or the note cannot be written.
+    pub fn serve_http(&mut self, listener: TcpListener, limits: Limits) -> Result<SocketAddr, OpenError> {
+        let address = listener.local_addr().map_err(|error| OpenError::Listener(error.to_string()))?;
+        let Some(commands) = self.commands.clone() else {
+            return Err(OpenError::Listener("HTTP is served only where commands are taken".to_owned()));
+        };
+        let api =
+            Api { commands, log: self.log.clone(), database: self.database.clone(), kafka: Some(self.kafka.clone()) };
+        self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
+        Ok(address)
+    }
+
+    /// Leaves a note in the data directory, by which other commands find this process; `url` is where it serves HTTP, or
+    /// empty.
+    ///
+    /// # Errors
+    /// [`OpenError::DataDir`] where the note cannot be written.
+    pub fn announce(&self, url: &str) -> Result<(), OpenError> {
+        match &self.foundation {
+            Foundation::Own(platform) => Ok(platform.announce(url)?),
+            Foundation::Attached(_) => Ok(()),
+        }
+    }
+
+    /// The database, for statements of one's own.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// The broker, for consumers of one's own.
+    pub fn kafka(&self) -> &KafkaConfig {
+        &self.kafka
+    }
+
+    /// Waits until a part ends though nobody asked it to: then this wallex is no longer whole and should be closed.
+    pub async fn first_ended(&mut self) -> TaskEnded {
+        self.supervisor.first_ended().await
+    }
+
+    /// Ends it in order: HTTP answers what it has taken, the write path ends, then the relay and the projections, then
+    /// the database.
+    pub async fn close(self) {
+        // The sequencer ends by itself once nobody can ask it anything; it is to end because it is told to.
+        let _commands = self.commands;
+        self.supervisor.stop(STOP_PATIENCE).await;
+        match self.foundation {
+            Foundation::Own(platform) => platform.stop().await,
+            Foundation::Attached(attachment) => attachment.close().await,
+        }
+    }
+}
