@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use wallex::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, partition_of};
-use wallex::lag::{BROKER_TIMEOUT, BUILT_IN_GROUPS, GroupLag, LagProbe, LagReport, progress, report};
+use wallex::lag::{BROKER_TIMEOUT, GroupLag, LagProbe, LagReport, progress, report};
+use wallex::projection::BUILT_IN;
 
 use world::{World, fresh_database};
 
@@ -39,7 +40,7 @@ async fn a_new_system_has_nothing_behind() {
     let report = report(&fresh_database().await, None).await.expect("a report");
     assert_eq!((report.outbox.head, report.outbox.depth, report.outbox.oldest_age_ms), (0, 0, None));
     let names: Vec<_> = report.groups.iter().map(|group| group.group.as_str()).collect();
-    assert_eq!(names, BUILT_IN_GROUPS);
+    assert_eq!(names, BUILT_IN);
     for group in &report.groups {
         assert_eq!((group.position, group.lag, group.behind_ms), (0, None, None));
         assert_eq!(group.partitions.len(), EVENTS_PARTITIONS as usize);
@@ -60,28 +61,28 @@ async fn what_waits_is_counted_in_the_outbox_and_in_each_group() {
     assert!((0..60_000).contains(&age));
     assert_eq!(first.broker.error, None);
     // Nothing is in the topic, so no record waits for anybody; but the groups lack events, and that is said too.
-    let ledger = group(&first, BUILT_IN_GROUPS[0]);
+    let ledger = group(&first, BUILT_IN[0]);
     assert_eq!((ledger.lag, ledger.position), (Some(0), 0));
     assert!(ledger.behind_ms.is_some());
 
     world.publish(|_, record| vec![record]).await;
     let second = report(&world.database, Some(&world.kafka)).await.expect("a report");
     assert_eq!((second.outbox.depth, second.outbox.oldest_age_ms), (0, None));
-    let ledger = group(&second, BUILT_IN_GROUPS[0]);
+    let ledger = group(&second, BUILT_IN[0]);
     assert_eq!(ledger.lag, None, "nothing is committed");
     assert_eq!(ledger.waiting(second.outbox.head), world.head());
     let ends: i64 = ledger.partitions.iter().filter_map(|partition| partition.end).sum();
     assert_eq!(ends, world.head());
     assert!(ledger.partitions.iter().all(|partition| partition.committed.is_none()));
 
-    world.project(&BUILT_IN_GROUPS[..1]).await;
+    world.project(&BUILT_IN[..1]).await;
     for partition in &ledger.partitions {
-        commit(&world.kafka, BUILT_IN_GROUPS[0], partition.partition, partition.end.expect("an end"));
+        commit(&world.kafka, BUILT_IN[0], partition.partition, partition.end.expect("an end"));
     }
     let third = report(&world.database, Some(&world.kafka)).await.expect("a report");
-    let ledger = group(&third, BUILT_IN_GROUPS[0]);
+    let ledger = group(&third, BUILT_IN[0]);
     assert_eq!((ledger.lag, ledger.position, ledger.behind_ms), (Some(0), world.head(), None));
-    let read_model = group(&third, BUILT_IN_GROUPS[1]);
+    let read_model = group(&third, BUILT_IN[1]);
     assert_eq!((read_model.lag, read_model.position), (None, 0));
     assert!(read_model.behind_ms.is_some());
 }
@@ -104,9 +105,9 @@ async fn a_partition_that_is_behind_is_told_from_those_that_are_not() {
               WHERE projection = 'read-model-projector' AND partition = {partition}"
         ))
         .await;
-    commit(&world.kafka, BUILT_IN_GROUPS[1], partition, before.len() as i64 - 2);
+    commit(&world.kafka, BUILT_IN[1], partition, before.len() as i64 - 2);
     let report = report(&world.database, Some(&world.kafka)).await.expect("a report");
-    let group = group(&report, BUILT_IN_GROUPS[1]);
+    let group = group(&report, BUILT_IN[1]);
     assert_eq!(group.position, done);
     for found in &group.partitions {
         assert_eq!(found.behind_ms.is_some(), found.partition == partition, "{found:?}");
@@ -135,7 +136,7 @@ async fn a_broker_that_is_away_takes_only_its_own_columns_with_it() {
         let report = asked.await.expect("a task").expect("a report");
         assert!(!report.broker.connected);
         assert!(report.broker.error.as_deref().expect("a reason").contains("127.0.0.1"));
-        let group = group(&report, BUILT_IN_GROUPS[0]);
+        let group = group(&report, BUILT_IN[0]);
         assert_eq!((group.position, group.lag), (world.head(), None));
         assert!(group.partitions.iter().all(|partition| partition.end.is_none() && partition.committed.is_none()));
         assert!(group.partitions.iter().any(|partition| partition.position.is_some()));

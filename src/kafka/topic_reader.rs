@@ -144,6 +144,21 @@ impl TopicReader {
         self.partitions.get_mut(&partition)?.peeked.take()
     }
 
+    /// Moves a partition's end to where it is by now; whether that is farther.
+    ///
+    /// # Errors
+    /// Why the broker did not answer, for people.
+    pub fn extend(&mut self, partition: i32) -> Result<bool, String> {
+        let Some(reading) = self.partitions.get_mut(&partition) else {
+            return Ok(false);
+        };
+        let answer = self.consumer.fetch_watermarks(&self.topic, partition, self.timeout);
+        let (_, end) = answer.map_err(|error| format!("partition {partition} of {}: {error}", self.topic))?;
+        let is_farther = end > reading.watermarks.end;
+        reading.watermarks.end = reading.watermarks.end.max(end);
+        Ok(is_farther)
+    }
+
     /// Offset of the oldest record of a partition that could be read. Retention moves it up while we read.
     pub fn low(&self, partition: i32) -> i64 {
         self.partitions.get(&partition).map_or(0, |reading| reading.watermarks.low)
@@ -166,21 +181,43 @@ impl Partition {
                 Some(record) => Some(record),
                 None => self.poll(broker)?,
             };
-            let offset = arrived.as_ref().map_or(self.watermarks.end, |record| record.offset);
-            if offset < self.next {
-                continue;
+            match arrived {
+                // The client was at the end once: long ago, or because retention has deleted everything up to there.
+                None => {
+                    let low = broker.low()?;
+                    if low > self.next {
+                        self.passed_over(low.min(self.watermarks.end));
+                    }
+                }
+                Some(record) if record.offset < self.next => {}
+                Some(record) => {
+                    if record.offset > self.next {
+                        let low = broker.low()?;
+                        if low < record.offset {
+                            return Err(format!("offsets {} to {} did not come", self.next, record.offset - 1));
+                        }
+                        self.passed_over(record.offset.min(self.watermarks.end));
+                    }
+                    if record.offset >= self.watermarks.end {
+                        // Beyond the end is what came after we began. It is kept, should the end be moved.
+                        self.early.push_front(record);
+                        return Ok(None);
+                    }
+                    self.next = record.offset + 1;
+                    return Ok(Some(record));
+                }
             }
-            if offset > self.next {
-                self.explain_gap(broker, offset.min(self.watermarks.end))?;
-            }
-            self.next = offset + 1;
-            // Beyond the end is what came after we began.
-            return Ok(arrived.filter(|record| record.offset < self.watermarks.end));
         }
         Ok(None)
     }
 
-    /// Waits for what comes next: a record, or the news that there is none.
+    /// Retention has deleted what lies before an offset.
+    fn passed_over(&mut self, offset: i64) {
+        self.next = offset;
+        self.watermarks.low = offset;
+    }
+
+    /// Waits for a record; `None` where the client has come to the partition's end instead.
     fn poll(&self, broker: &Broker<'_>) -> Result<Option<TopicRecord>, String> {
         let deadline = Instant::now() + broker.timeout;
         let mut trouble = None;
@@ -199,18 +236,13 @@ impl Partition {
         }
         Err(trouble.unwrap_or_else(|| "the broker sends nothing".to_owned()))
     }
+}
 
-    /// The records before `offset` did not come. Where retention has deleted them, that is how it is.
-    fn explain_gap(&mut self, broker: &Broker<'_>, offset: i64) -> Result<(), String> {
-        let (low, _) = broker
-            .consumer
-            .fetch_watermarks(broker.topic, broker.partition, broker.timeout)
-            .map_err(|error| error.to_string())?;
-        if low < offset {
-            return Err(format!("offsets {} to {} did not come", self.next, offset - 1));
-        }
-        self.watermarks.low = offset;
-        Ok(())
+impl Broker<'_> {
+    /// The offset of the oldest record that the broker keeps by now.
+    fn low(&self) -> Result<i64, String> {
+        let answer = self.consumer.fetch_watermarks(self.topic, self.partition, self.timeout);
+        answer.map(|(low, _)| low).map_err(|error| error.to_string())
     }
 }
 

@@ -46,7 +46,8 @@ fn posting_row(row: &PgRow) -> Result<PostingRow, sqlx::Error> {
         description: row.try_get(8)?,
         reference_id: row.try_get(9)?,
         related_wallet_id: row.try_get(10)?,
-        created_at: row.try_get(11)?,
+        metadata: row.try_get(11)?,
+        created_at: row.try_get(12)?,
     })
 }
 
@@ -64,7 +65,7 @@ impl Database {
     pub(crate) async fn posting_rows(&self, first: Position, last: Position) -> Result<Vec<PostingRow>, VerifyError> {
         let statement =
             "SELECT position, leg, account, currency, amount, balance_after, event_id, transaction_type, description,
-                                reference_id, related_wallet_id, created_at
+                                reference_id, related_wallet_id, metadata, created_at
                            FROM ledger_postings WHERE position BETWEEN $1 AND $2 ORDER BY position, leg";
         let rows = sqlx::query(statement).bind(first).bind(last).fetch_all(self.pool()).await.map_err(verify_error)?;
         all(&rows, posting_row)

@@ -37,6 +37,7 @@ pub(crate) struct PostingRow {
     pub description: Option<String>,
     pub reference_id: Option<Uuid>,
     pub related_wallet_id: Option<String>,
+    pub metadata: Option<Vec<u8>>,
     pub created_at: DateTime<Utc>,
 }
 

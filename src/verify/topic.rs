@@ -1,6 +1,7 @@
 //! The topic beside the log: within a partition both have the same order, so this is a merge.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::kafka::{OutgoingRecord, TopicReader, TopicRecord, partition_of};
 use crate::log::{Position, RecordedEvent};
@@ -10,10 +11,17 @@ use crate::verify::proof::{Finding, at};
 /// Bytes of a value that are shown around the first difference.
 const EXCERPT: usize = 60;
 
+/// How long to wait at most for records that the topic does not have yet, and how often to look.
+const PATIENCE_MAX: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// A topic being compared with the log.
 pub(super) struct TopicScan {
     reader: TopicReader,
     through: Position,
+    /// How long to wait in all for records that are not there yet, and until when that is.
+    patience: Duration,
+    patient_until: Option<Instant>,
     finding: Finding,
     /// Why the broker could not be read any more.
     broken: Option<String>,
@@ -29,10 +37,12 @@ pub(super) struct TopicScan {
 
 impl TopicScan {
     /// Compares up to a position, up to which everything has been published.
-    pub fn new(reader: TopicReader, through: Position) -> Self {
+    pub fn new(reader: TopicReader, through: Position, wait_max: Duration) -> Self {
         TopicScan {
             reader,
             through,
+            patience: wait_max.min(PATIENCE_MAX),
+            patient_until: None,
             finding: Finding::new("topic"),
             broken: None,
             records: 0,
@@ -60,6 +70,9 @@ impl TopicScan {
     fn find(&mut self, event: &RecordedEvent, partition: i32) -> Result<(), String> {
         loop {
             let Some(record) = self.reader.peek(partition)? else {
+                if self.last.contains_key(&partition) && self.comes_late(partition)? {
+                    continue;
+                }
                 self.missing(event, partition, None);
                 return Ok(());
             };
@@ -88,6 +101,21 @@ impl TopicScan {
                     self.surplus(partition, offset, position);
                 }
             }
+        }
+    }
+
+    /// Waits for more records at a partition's end. Where a topic is made anew, the projections read from the log what it lacks
+    /// for the moment, and so may be through before the relay has published it again.
+    fn comes_late(&mut self, partition: i32) -> Result<bool, String> {
+        let until = *self.patient_until.get_or_insert_with(|| Instant::now() + self.patience);
+        loop {
+            if self.reader.extend(partition)? {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 

@@ -13,10 +13,10 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use uuid::Uuid;
 use wallex::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord, partition_of};
-use wallex::lag::BUILT_IN_GROUPS;
 use wallex::log::{Appended, Batch, EventLog, KeyRecord, KeyScope, NewEvent, PostgresLog, RecordedEvent};
 use wallex::money::{Amount, Currency};
 use wallex::postgres::{Database, sqlx};
+use wallex::projection::{BUILT_IN, LEDGER_PROJECTOR};
 use wallex::verify::{Check, Proof, VerifyOptions, verify};
 use wallex::wallet::{Description, Ends, OwnerId, Wallet, WalletEvent, WalletId, credit, debit, open, transfer};
 
@@ -87,7 +87,7 @@ impl World {
     pub async fn settled() -> Self {
         let mut world = World::empty().await;
         world.live(0..120).await;
-        world.project(&BUILT_IN_GROUPS).await;
+        world.project(&BUILT_IN).await;
         world.publish(|_, record| vec![record]).await;
         world
     }
@@ -229,29 +229,7 @@ impl World {
         }
         self.flush();
         let Some(last) = events.last() else { return };
-        let mut transaction = self.database.pool().begin().await.expect("a transaction");
-        let mut tails = BTreeMap::new();
-        for event in &events {
-            tails.insert(partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS), event.position);
-        }
-        for (partition, position) in tails {
-            sqlx::query(
-                "INSERT INTO relay_tails (topic, partition, next_offset, position) VALUES ($1, $2, 0, $3)
-                 ON CONFLICT (topic, partition) DO UPDATE SET position = excluded.position",
-            )
-            .bind(EVENTS_TOPIC)
-            .bind(partition)
-            .bind(position)
-            .execute(&mut *transaction)
-            .await
-            .expect("a tail");
-        }
-        sqlx::query("UPDATE relay_checkpoint SET position = $1, moved_at = now()")
-            .bind(last.position)
-            .execute(&mut *transaction)
-            .await
-            .expect("a checkpoint");
-        transaction.commit().await.expect("a commit");
+        self.sql(&format!("UPDATE relay_checkpoint SET position = {}, moved_at = now()", last.position)).await;
     }
 
     /// Sends one record, right or wrong.
@@ -293,25 +271,24 @@ pub async fn project_as(database: &Database, log: &PostgresLog, group: &str) {
         sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM projection_checkpoints WHERE projection = $1");
     let done: i64 = statement.bind(group).fetch_one(database.pool()).await.expect("a checkpoint");
     let mut transaction = database.pool().begin().await.expect("a transaction");
-    let mut checkpoints = BTreeMap::new();
+    let mut last = done;
     for recorded in log.read(done, 1_000_000).await.expect("the log") {
         let event = recorded.decode().expect("an event");
-        if group == BUILT_IN_GROUPS[0] {
+        if group == LEDGER_PROJECTOR {
             post(&mut transaction, &recorded, &event).await;
         } else {
             show(&mut transaction, &recorded, &event).await;
         }
-        let partition = partition_of(recorded.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
-        checkpoints.insert(partition, recorded.position);
+        last = recorded.position;
     }
-    for (partition, position) in checkpoints {
+    for partition in 0..EVENTS_PARTITIONS {
         sqlx::query(
             "INSERT INTO projection_checkpoints (projection, partition, position) VALUES ($1, $2, $3)
              ON CONFLICT (projection, partition) DO UPDATE SET position = excluded.position",
         )
         .bind(group)
         .bind(partition)
-        .bind(position)
+        .bind(last)
         .execute(&mut *transaction)
         .await
         .expect("a checkpoint");
@@ -342,7 +319,7 @@ async fn post(connection: &mut sqlx::PgConnection, recorded: &RecordedEvent, eve
     .bind(recorded.event_id)
     .bind(kind)
     .bind(event.description().map(|words| words.as_str().to_owned()))
-    .bind(event.transfer().map(|transfer| transfer.id))
+    .bind(event.transfer().map_or(recorded.event_id, |transfer| transfer.id))
     .bind(event.transfer().map(|transfer| transfer.counterparty.as_str().to_owned()))
     .bind(&recorded.metadata)
     .bind(recorded.recorded_at)
