@@ -11,6 +11,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers};
 use rdkafka::{Message, Offset, TopicPartitionList};
 
+use crate::embedded::broker::CONSUMER_SETTINGS;
 use crate::kafka::watermarks::{Watermarks, watermarks};
 use crate::kafka::{HEADER_POSITION, KafkaConfig};
 use crate::log::Position;
@@ -85,7 +86,7 @@ impl TopicReader {
     }
 
     fn try_open(config: &KafkaConfig, topic: &str, timeout: Duration) -> Result<Option<Self>, KafkaError> {
-        let mut client_config = config.client_config(&CLIENT_DEFAULTS);
+        let mut client_config = config.client_config(&CLIENT_DEFAULTS, CONSUMER_SETTINGS);
         client_config.set("group.id", GROUP).set("enable.partition.eof", "true");
         let consumer: Arc<BaseConsumer> = Arc::new(client_config.create()?);
         let found = watermarks(&*consumer, topic, Instant::now() + timeout)?;
