@@ -17,7 +17,7 @@ use crate::kafka::KafkaConfig;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A record as it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ConsumedRecord {
     pub(crate) partition: i32,
     pub(crate) offset: i64,

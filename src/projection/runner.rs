@@ -1,6 +1,7 @@
 //! The runner: a thread that polls, applies and keeps checkpoints. A thread and not a task, because librdkafka's poll
 //! blocks, and because plain sequential code is what can be read when it matters.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::postgres::sqlx::PgPool;
 use crate::postgres::{Checkpoint, CheckpointMove, Database, event_ids, load_checkpoints, published};
 use crate::projection::apply::{Applied, Applier, Batch};
 use crate::projection::assignment::{Assigned, Place, begin_at};
-use crate::projection::record::Item;
+use crate::projection::record::{Foreign, Item};
 use crate::projection::{ApplyError, Projection};
 
 /// How long a poll waits for a record: this is also how soon a stop is noticed.
@@ -229,11 +230,11 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         for item in items {
             let (partition, offset) = match &item {
                 Ok(item) => (item.partition, item.record.as_ref().map_or(0, |record| record.offset)),
-                Err((record, _)) => (record.partition, record.offset),
+                Err(foreign) => (foreign.record.partition, foreign.record.offset),
             };
             let item = item.and_then(|item| match genuine.get(&item.position) {
                 Some(id) if item.event.as_ref().map_or(true, |event| event.event_id == *id) => Ok(item),
-                _ => Err(foreign(item)),
+                _ => Err(Box::new(item.into_foreign())),
             });
             let Some(place) = gathering.place(&self.assigned, partition) else {
                 // Revoked meanwhile: its new owner reads it.
@@ -273,7 +274,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
 
     /// The ids of the log's events at the items' positions: only what stands in the log is applied, whoever wrote the
     /// record.
-    fn genuine(&self, items: &[Result<Item, (ConsumedRecord, String)>]) -> Result<HashMap<Position, Uuid>, Setback> {
+    fn genuine(&self, items: &[Result<Item, Box<Foreign>>]) -> Result<HashMap<Position, Uuid>, Setback> {
         let new =
             |item: &&Item| self.assigned.position(item.partition).is_some_and(|position| item.position > position);
         let ours = items.iter().filter_map(|item| item.as_ref().ok());
@@ -429,11 +430,10 @@ struct Gathering {
 impl Gathering {
     /// The place of a partition after what has been gathered; `None` if the runner no longer has it.
     fn place(&mut self, assigned: &Assigned, partition: i32) -> Option<&mut Place> {
-        if !self.places.contains_key(&partition) {
-            let place = assigned.places().get(&partition)?.clone();
-            self.places.insert(partition, place);
+        match self.places.entry(partition) {
+            Entry::Occupied(gathered) => Some(gathered.into_mut()),
+            Entry::Vacant(first) => Some(first.insert(assigned.places().get(&partition)?.clone())),
         }
-        self.places.get_mut(&partition)
     }
 }
 
@@ -459,19 +459,6 @@ impl Place {
         self.checkpoint.next_offset = Some(offset + 1);
         self.checkpoint.record_position = position;
     }
-}
-
-fn foreign(item: Item) -> (ConsumedRecord, String) {
-    let reason = format!("the log has no such event at position {}", item.position);
-    let empty = ConsumedRecord {
-        partition: item.partition,
-        offset: 0,
-        timestamp_ms: None,
-        key: None,
-        value: None,
-        headers: Vec::new(),
-    };
-    (item.record.unwrap_or(empty), reason)
 }
 
 fn checkpoints_loader(
