@@ -253,7 +253,8 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                     gathering.batch.push(item);
                 }
                 Err(_) if place.continues_at.is_some_and(|at| offset < at) => {}
-                Err((record, reason)) => {
+                Err(foreign) => {
+                    let reason = &foreign.reason;
                     tracing::warn!(
                         projection = self.name,
                         partition,
@@ -262,7 +263,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                         "a foreign record; it is kept aside"
                     );
                     place.advance(offset, None);
-                    gathering.batch.foreign.push((record, reason));
+                    gathering.batch.foreign.push(*foreign);
                 }
             }
             if gathering.batch.len() >= self.options.batch_max {

@@ -2,6 +2,9 @@
 //! a few plain statements, so that a fault of the projections' own code would show here.
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,25 +25,14 @@ use wallex::wallet::{Description, Ends, OwnerId, Wallet, WalletEvent, WalletId, 
 
 const METADATA: &[u8] = br#"{"correlationId":"c-1","causationId":"d-1"}"#;
 
-/// Where tests find a PostgreSQL.
-fn server_url() -> String {
-    std::env::var("WALLEX_TEST_DATABASE_URL").expect("WALLEX_TEST_DATABASE_URL names a PostgreSQL server to test on")
-}
-
 /// A database of its own, empty and migrated.
 pub async fn fresh_database() -> Database {
-    let server = Database::connect(&server_url(), 1).await.expect("the test's server");
-    let name = format!("t_{}", Uuid::now_v7().simple());
-    let statement = format!("CREATE DATABASE {name}");
-    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(server.pool()).await.expect("a database");
-    let (before, query) = server_url()
-        .split_once('?')
-        .map_or((server_url(), None), |(before, query)| (before.to_owned(), Some(query.to_owned())));
-    let base = before.rsplit_once('/').expect("a URL with a database").0.to_owned();
-    let url = format!("{base}/{name}{}", query.map_or(String::new(), |query| format!("?{query}")));
-    let database = Database::connect(&url, 8).await.expect("the test's database");
-    database.migrate().await.expect("a migrated database");
-    database
+    let server = support::TestServer::shared().await;
+    let database = server.database().await;
+    // Dropped with the server: the world keeps connections of its own to it.
+    let url = database.url.clone();
+    std::mem::forget(database);
+    Database::connect(&url, 8).await.expect("the test's database")
 }
 
 pub fn id(name: &str) -> WalletId {
