@@ -8,7 +8,7 @@ use wallex::kafka::{EVENTS_PARTITIONS, KafkaConfig, OutgoingRecord, partition_of
 use wallex::log::RecordedEvent;
 use wallex::money::Amount;
 use wallex::projection::BUILT_IN;
-use wallex::verify::{VerifyOptions, verify};
+use wallex::verify::{VerifyOptions, VerifyProgress, verify};
 use wallex::wallet::WalletEvent;
 
 use world::{World, assert_finds, check, failed};
@@ -378,6 +378,45 @@ async fn a_topic_that_begins_later_is_compared_as_far_as_it_reaches() {
     assert!(proof.ok, "{proof:#?}");
     let expected = format!("{} records; {from} events are older than it reaches", world.head() - from);
     assert_eq!(check(&proof, "topic").actual, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_retention_deletes_meanwhile_are_no_difference() {
+    let mut world = World::empty().await;
+    world.live(0..0).await;
+    for _ in 0..12_000 {
+        world.credit("wallet-1", "1");
+    }
+    world.commit().await;
+    world.publish(|_, record| vec![record]).await;
+    let last = world.events().await.pop().expect("an event");
+    let mut filler = OutgoingRecord::of(&last);
+    filler.value = vec![b'x'; 100_000];
+    let (database, kafka) = (world.database.clone(), world.kafka.clone());
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (filled, go_on) = std::sync::mpsc::channel();
+    let mut is_first = true;
+    let verifying = tokio::spawn(async move {
+        let options = VerifyOptions { wait_max: Duration::ZERO };
+        let mut progress = move |now: VerifyProgress| {
+            if std::mem::take(&mut is_first) {
+                begun.send(now.done).expect("the test listens");
+                go_on.recv().expect("the test goes on");
+            }
+        };
+        verify(&database, Some(&kafka), &options, &mut progress).await
+    });
+    assert!(begins.recv().expect("a first page") < 12_000, "not through yet");
+    // The mock broker keeps 5 MiB of a partition, so this pushes out all that was there.
+    for number in 0..100 {
+        filler.headers = vec![("position", (1_000_000 + number).to_string())];
+        world.send(partition(&last), &filler);
+    }
+    world.flush();
+    filled.send(()).expect("the verification waits");
+    let proof = verifying.await.expect("a task").expect("a verification");
+    let topic = check(&proof, "topic");
+    assert!(topic.ok && topic.actual.contains("events are older than it reaches"), "{topic:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -70,7 +70,7 @@ impl TopicScan {
     fn find(&mut self, event: &RecordedEvent, partition: i32) -> Result<(), String> {
         loop {
             let Some(record) = self.reader.peek(partition)? else {
-                if self.last.contains_key(&partition) && self.comes_late(partition)? {
+                if self.reached_offset(partition).is_some() && self.comes_late(partition)? {
                     continue;
                 }
                 self.missing(event, partition, None);
@@ -119,11 +119,15 @@ impl TopicScan {
         }
     }
 
+    /// The offset of the last record read of a partition; `None` where nothing was read, or nothing that is kept still.
+    fn reached_offset(&self, partition: i32) -> Option<i64> {
+        let (offset, _) = self.last.get(&partition)?;
+        (offset + 1 >= self.reader.low(partition)).then_some(*offset)
+    }
+
     /// The event is not where it must be. That is a difference, unless the topic does not reach back to it, or does not any more.
     fn missing(&mut self, event: &RecordedEvent, partition: i32, next_offset: Option<i64>) {
-        let reaches_to = self.reader.low(partition);
-        let last = self.last.get(&partition);
-        let Some((last_offset, _)) = last.filter(|(offset, _)| offset + 1 >= reaches_to) else {
+        let Some(last_offset) = self.reached_offset(partition) else {
             self.before_reach += 1;
             return;
         };
