@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rdkafka::bindings::rd_kafka_resp_err_t as ResponseCode;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
@@ -50,6 +51,18 @@ struct Context<A> {
 }
 
 impl<A: Assignments> ClientContext for Context<A> {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // An offset that the broker no longer has is the caller's daily bread: it reads the log instead, and says so.
+        match level {
+            _ if facility == "OFFSET" => tracing::debug!(facility, message, "librdkafka"),
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::error!(facility, message, "librdkafka");
+            }
+            RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "librdkafka"),
+            _ => tracing::debug!(facility, message, "librdkafka"),
+        }
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(%error, reason, "consumer");
     }
