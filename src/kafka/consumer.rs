@@ -11,13 +11,14 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::embedded::broker::CONSUMER_SETTINGS;
 use crate::kafka::KafkaConfig;
 
 /// How long a question to the broker may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A record as it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ConsumedRecord {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
@@ -103,21 +104,19 @@ pub(crate) struct GroupConsumer<A: Assignments> {
 impl<A: Assignments> GroupConsumer<A> {
     /// Joins the group. Partitions come later, from within [`GroupConsumer::poll`].
     pub(crate) fn join(kafka: &KafkaConfig, group: &str, topic: &str, assignments: Arc<A>) -> Result<Self, KafkaError> {
-        // The embedded broker answers a fetch that finds nothing only when its time is up, even if a record comes meanwhile.
-        let fetch_wait_ms = if kafka.embedded { "5" } else { "500" };
-        let config = kafka.client_config(&[
+        let defaults = [
             ("group.id", group),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
             ("auto.offset.reset", "earliest"),
             ("isolation.level", "read_committed"),
             ("partition.assignment.strategy", "cooperative-sticky"),
-            ("fetch.wait.max.ms", fetch_wait_ms),
             ("fetch.queue.backoff.ms", "10"),
             // Batches of a thousand records; what lies fetched beyond that is memory for nothing.
             ("queued.min.messages", "5000"),
             ("queued.max.messages.kbytes", "16384"),
-        ]);
+        ];
+        let config = kafka.client_config(&defaults, CONSUMER_SETTINGS);
         let context = Context { topic: topic.to_owned(), assignments };
         let consumer: BaseConsumer<Context<A>> = config.create_with_context(context)?;
         consumer.subscribe(&[topic])?;

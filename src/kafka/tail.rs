@@ -7,6 +7,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::embedded::broker::CONSUMER_SETTINGS;
 use crate::kafka::{EVENTS_TOPIC, HEADER_POSITION, KafkaConfig};
 use crate::log::Position;
 
@@ -33,15 +34,15 @@ pub(crate) struct PartitionTail {
 
 impl TopicTail {
     pub(crate) fn new(kafka: &KafkaConfig) -> Result<Self, KafkaError> {
-        let fetch_wait_ms = if kafka.embedded { "5" } else { "100" };
-        let config = kafka.client_config(&[
+        let defaults = [
             ("group.id", "wallex-relay-tail"),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
             ("enable.partition.eof", "true"),
             ("auto.offset.reset", "error"),
-            ("fetch.wait.max.ms", fetch_wait_ms),
-        ]);
+            ("fetch.wait.max.ms", "100"),
+        ];
+        let config = kafka.client_config(&defaults, CONSUMER_SETTINGS);
         Ok(TopicTail { consumer: config.create()? })
     }
 

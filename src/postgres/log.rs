@@ -83,7 +83,7 @@ impl PostgresLog {
     }
 
     fn pool(&self) -> &PgPool {
-        self.database.pool()
+        self.database.by_index()
     }
 
     async fn take_writer(&self, kept: &mut Option<Writer>) -> Result<Writer, sqlx::Error> {

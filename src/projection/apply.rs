@@ -13,7 +13,7 @@ use crate::postgres::sqlx::{self, Connection, PgPool};
 use crate::postgres::{
     CheckpointMove, ParkedRecord, PgConnection, move_checkpoints, park, park_foreign, parked_wallets,
 };
-use crate::projection::record::Item;
+use crate::projection::record::{Foreign, Item};
 use crate::projection::{ApplyError, Projection};
 
 /// Waits between the attempts at an event that has failed for good, as it seems: it is tried once more after each.
@@ -32,7 +32,7 @@ pub(super) struct Batch {
     /// Events that cannot be read.
     unreadable: Vec<Item>,
     /// Records that are not the relay's, and why.
-    pub(super) foreign: Vec<(ConsumedRecord, String)>,
+    pub(super) foreign: Vec<Foreign>,
     pub(super) moves: Vec<CheckpointMove>,
 }
 
@@ -223,7 +223,7 @@ impl<P: Projection> Applier<P> {
         if !move_checkpoints(transaction, &self.name, &batch.moves).await? {
             return Ok(None);
         }
-        for (record, reason) in &batch.foreign {
+        for Foreign { record, reason } in &batch.foreign {
             let parked = parked_record(record, None, None, Failure::now("FOREIGN", reason));
             park_foreign(transaction, &self.name, &parked).await?;
         }

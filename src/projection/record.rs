@@ -17,9 +17,20 @@ pub(super) struct Item {
     pub(super) record: Option<ConsumedRecord>,
 }
 
+/// A record that is not the relay's.
+#[derive(Clone, Debug)]
+pub(super) struct Foreign {
+    pub(super) record: ConsumedRecord,
+    /// How that is known.
+    pub(super) reason: String,
+}
+
 impl Item {
-    /// Reads a consumed record; the error says why it is no record of the relay's.
-    pub(super) fn read(record: ConsumedRecord) -> Result<Item, (ConsumedRecord, String)> {
+    /// Reads a consumed record.
+    ///
+    /// # Errors
+    /// [`Foreign`] where it is no record of the relay's.
+    pub(super) fn read(record: ConsumedRecord) -> Result<Item, Box<Foreign>> {
         match laid_to(&record) {
             Ok((wallet_id, position, revision)) => {
                 let value = record.value.as_deref().unwrap_or_default();
@@ -27,8 +38,16 @@ impl Item {
                     .map_err(|error| error.to_string());
                 Ok(Item { partition: record.partition, wallet_id, position, event, record: Some(record) })
             }
-            Err(reason) => Err((record, reason)),
+            Err(reason) => Err(Box::new(Foreign { record, reason })),
         }
+    }
+
+    /// It has turned out that the log has no such event.
+    pub(super) fn into_foreign(self) -> Foreign {
+        let reason = format!("the log has no such event at position {}", self.position);
+        let record =
+            self.record.unwrap_or_else(|| ConsumedRecord { partition: self.partition, ..ConsumedRecord::default() });
+        Foreign { record, reason }
     }
 
     /// An event of the log that the topic does not have.

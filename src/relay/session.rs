@@ -24,8 +24,9 @@ const PAGE: usize = 1_000;
 const OUTSTANDING_MAX: usize = 20_000;
 /// An idle relay looks for itself this often, in case the bell was not heard.
 const IDLE_LOOK: Duration = Duration::from_millis(200);
-/// How long to wait for acknowledgements at a time.
-const ACKNOWLEDGEMENT_WAIT: Duration = Duration::from_millis(1);
+/// The pace under load: what is appended meanwhile goes out together, because records sent one by one cost the broker and
+/// its consumers several times as much. An idle relay sends at once.
+const PACE: Duration = Duration::from_millis(20);
 /// While much is under way, the checkpoint moves this often.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(20);
 /// How often a relay that has run ahead as far as it may looks whether the projections have come after.
@@ -178,14 +179,18 @@ impl<L: EventLog> Session<'_, L> {
         loop {
             let stopping = self.stop.is_cancelled();
             let has_room = self.acknowledged.outstanding() < OUTSTANDING_MAX;
+            let mut has_more = false;
             if !stopping && has_room && self.pending.is_empty() {
-                self.read()?;
+                has_more = self.read()?;
             }
             let is_held_up = !self.send()?;
-            self.take_deliveries(Duration::ZERO)?;
+            self.take_deliveries()?;
             self.checkpoint()?;
             if self.acknowledged.outstanding() > 0 {
-                self.take_deliveries(ACKNOWLEDGEMENT_WAIT)?;
+                // A backlog is not to be paced.
+                if !has_more {
+                    std::thread::sleep(PACE);
+                }
             } else if stopping {
                 return self.checkpoint();
             } else if is_held_up {
@@ -196,7 +201,8 @@ impl<L: EventLog> Session<'_, L> {
         }
     }
 
-    fn read(&mut self) -> Result<(), Setback> {
+    /// Reads on; whether there may be more at once.
+    fn read(&mut self) -> Result<bool, Setback> {
         let after = self.acknowledged.next() - 1;
         let page = self.runtime.block_on(self.relay.log.read(after, PAGE))?;
         for (event, expected) in page.iter().zip(after + 1..) {
@@ -207,8 +213,9 @@ impl<L: EventLog> Session<'_, L> {
                 )));
             }
         }
+        let is_full = page.len() == PAGE;
         self.pending.extend(page);
-        Ok(())
+        Ok(is_full)
     }
 
     /// Sends what has been read. `false` if the projections have to come after first.
@@ -244,8 +251,8 @@ impl<L: EventLog> Session<'_, L> {
         Ok(true)
     }
 
-    fn take_deliveries(&mut self, patience: Duration) -> Result<(), Setback> {
-        for Delivery { position, partition, offset } in self.publisher.poll(patience) {
+    fn take_deliveries(&mut self) -> Result<(), Setback> {
+        for Delivery { position, partition, offset } in self.publisher.deliveries() {
             match offset {
                 Ok(offset) => self.acknowledged.acknowledge(position, partition, offset),
                 Err(reason) => {

@@ -93,7 +93,7 @@ impl Wallex {
             wallex.start_commands(config, bell.clone());
         }
         if relay {
-            let options = RelayOptions { listen, ..RelayOptions::default() };
+            let options = RelayOptions { listen };
             let relay = Relay::new(wallex.log.clone(), wallex.database.clone(), wallex.kafka.clone(), bell, options);
             wallex.supervisor.spawn(Stage::Relay, "relay", |stop| relay.run(stop));
         }

@@ -116,6 +116,8 @@ impl<L: EventLog> Sequencer<L> {
             jobs.retain(|job: &Job| job.claim.take());
             self.process(std::mem::take(&mut jobs), &stop).await;
             self.save_snapshots();
+            // Callers that have just been answered often have the next command at hand: it shall be in the next batch.
+            tokio::task::yield_now().await;
         }
         if let Some(saving) = self.saving.take() {
             // Its own errors are logged there.
