@@ -55,7 +55,7 @@ enum Pairs {
 async fn main() {
     let args = Args::parse();
     let directory = common::directory(args.directory.as_ref());
-    let postgres = ManagedPostgres::start(&directory.path().join("database")).await.expect("a PostgreSQL");
+    let postgres = ManagedPostgres::start(directory.path()).await.expect("a PostgreSQL");
     let pgbench = Pgbench::prepare(postgres.url());
     let parts = Parts { commands: true, ..Parts::NONE };
     let config = Config { database_url: Some(postgres.url().to_owned()), parts, ..Config::default() };

@@ -1,5 +1,6 @@
 //! What the benches share: `pgbench` to measure against, medians, and lines that say what was found.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -11,7 +12,10 @@ const PGBENCH_SCALE: u32 = 20;
 /// Where a bench keeps its data: on a disk, as `/var/tmp` is, even where `/tmp` is memory. It goes when this does.
 pub fn directory(named: Option<&PathBuf>) -> tempfile::TempDir {
     let base = named.cloned().unwrap_or_else(|| PathBuf::from("/var/tmp"));
-    tempfile::Builder::new().prefix("wallex-bench-").tempdir_in(base).expect("a directory that can be written to")
+    // PostgreSQL does not run as root, and as whoever it runs it must be able to come here.
+    let passable = std::fs::Permissions::from_mode(0o755);
+    let made = tempfile::Builder::new().prefix("wallex-bench-").permissions(passable).tempdir_in(base);
+    made.expect("a directory that can be written to")
 }
 
 /// TPC-B as `pgbench` has it, on a database of its own beside the one that is measured.
@@ -35,6 +39,8 @@ impl Pgbench {
         let (clients, seconds) = (PGBENCH_CLIENTS.to_string(), seconds.to_string());
         let told =
             call(Command::new(tool("pgbench")).args(["-n", "-c", &clients, "-j", "2", "-T", &seconds, &self.url]));
+        // What it has left to be written is not to be written while something else is measured.
+        call(Command::new(tool("psql")).args(["-qc", "CHECKPOINT", &self.url]));
         let rate = told.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
         rate.unwrap_or_else(|| panic!("pgbench told no tps: {told}"))
     }
