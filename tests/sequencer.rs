@@ -299,7 +299,8 @@ async fn the_same_key_from_everywhere_at_once_has_one_effect() {
     ok(&services[0], opening("a", 0)).await;
     for round in 1..=10 {
         let mut callers = JoinSet::new();
-        for service in services.iter().cycle().take(16).cloned() {
+        for service in services.iter().cycle().take(16) {
+            let service = service.clone();
             callers.spawn(async move {
                 service.execute(with_key(Command::credit(id("a"), "1"), &format!("k{round}"))).await.expect("an answer")
             });
