@@ -7,14 +7,14 @@
 #![expect(clippy::float_arithmetic, reason = "times and rates, not money")]
 
 #[expect(dead_code, reason = "the other bench has more kinds of target")]
-mod common;
+mod measuring;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use common::{PGBENCH_CLIENTS, Pgbench, Sample, Target, note, tell};
+use measuring::{PGBENCH_CLIENTS, Pgbench, Sample, Target, note, tell};
 use tokio::task::JoinSet;
 use wallex::embedded::ManagedPostgres;
 use wallex::loadtest::Distribution;
@@ -54,7 +54,7 @@ enum Pairs {
 #[tokio::main]
 async fn main() {
     let args = Args::parse();
-    let directory = common::directory(args.directory.as_ref());
+    let directory = measuring::directory(args.directory.as_ref());
     let postgres = ManagedPostgres::start(directory.path()).await.expect("a PostgreSQL");
     let pgbench = Pgbench::prepare(postgres.url());
     let parts = Parts { commands: true, ..Parts::NONE };
