@@ -23,8 +23,8 @@ Examples:
   wallex lag --max 1000         exit code 1 if the outbox or a group has more than 1000 waiting
   wallex lag -o json | jq '.groups[] | {group, lag, behindMs}'
 
-A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the
-database, from which a group really goes on; it is known with the broker away too.")]
+A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the database, \
+from which a group really goes on; it is known with the broker away too.")]
 pub struct Args {
     /// Ask again every SECONDS (2 if left out) until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=86_400))]

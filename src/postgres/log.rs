@@ -166,6 +166,9 @@ impl EventLog for PostgresLog {
     }
 
     async fn append(&self, batch: &Batch) -> Result<Appended, LogError> {
+        if !batch.is_contiguous() {
+            return Ok(Appended::Conflict);
+        }
         let mut kept = self.writer.lock().await;
         let mut writer = self.take_writer(&mut kept).await.map_err(log_error)?;
         // The connection is kept only after an answer: one that was dropped half-way (a caller's time-out) or that
