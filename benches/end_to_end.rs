@@ -7,7 +7,7 @@
 #![expect(clippy::float_arithmetic, reason = "times and rates, not money")]
 
 mod measuring;
-#[path = "common/serve.rs"]
+#[path = "measuring/serve.rs"]
 mod serve;
 
 use std::path::{Path, PathBuf};
