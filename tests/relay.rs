@@ -359,7 +359,7 @@ async fn a_relay_ended_while_it_fills_a_new_broker_is_followed_by_one_that_fills
     let (first_broker, kafka) = broker();
     let mut writer = Writer::new(database.log());
     writer.description = Description::new("x".repeat(1_000)).ok();
-    let head = writer.append_many(40_000).await;
+    let head = writer.append_many(20_000).await;
     let relay = Running::start(&database.database, &kafka, RelayOptions::default());
     published(&database, head).await;
     relay.stop().await;
