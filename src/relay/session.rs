@@ -32,6 +32,9 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(20);
 /// How often a relay that has run ahead as far as it may looks whether the projections have come after.
 const BUDGET_LOOK: Duration = Duration::from_millis(10);
 
+/// How long a relay that is stopped waits for the broker to acknowledge what is under way.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How a session ended in good order.
 pub(super) enum Ended {
     /// Another relay is the active one.
@@ -73,11 +76,13 @@ pub(super) fn run<L: EventLog>(relay: &Relay<L>, runtime: &Handle, stop: &Cancel
         present: beginning.present,
         strange: beginning.strange,
         strange_until: beginning.strange_until,
+        held_tails: BTreeMap::new(),
         pending: VecDeque::new(),
         budget: Budget::default(),
         checkpointed: beginning.from,
         checkpoint_due: Instant::now(),
     };
+    session.account_for_present()?;
     match session.publish() {
         Ok(()) => {
             runtime.block_on(session.lock.end());
@@ -109,7 +114,15 @@ fn begin<L: EventLog>(relay: &Relay<L>, runtime: &Handle, lock: &mut RelaySessio
     let mut tails = BTreeMap::new();
     let mut strange = Vec::new();
     for partition in 0..EVENTS_PARTITIONS {
-        let tail = topic.look(partition)?;
+        // A record that only claims a position (anybody may write to the topic) must not make the relay pass events over.
+        let tail = topic.look(partition, |position, key, value| {
+            let Some(before) = position.checked_sub(1).filter(|before| *before >= 0) else { return Ok(false) };
+            let logged = runtime.block_on(relay.log.read(before, 1))?;
+            Ok::<_, Setback>(logged.first().is_some_and(|event| {
+                let record = OutgoingRecord::of(event);
+                event.position == position && record.key.as_bytes() == key && record.value == value
+            }))
+        })?;
         if let Some(noted) = noted.get(&partition)
             && !is_as_noted(&topic, partition, &tail, noted)?
         {
@@ -166,6 +179,9 @@ struct Session<'a, L> {
     present: BTreeMap<i32, Position>,
     strange: Vec<i32>,
     strange_until: Position,
+    /// New notes that wait until everything up to `strange_until` is published: written before, they would hide from the next
+    /// relay that the topic still lacks the rest.
+    held_tails: BTreeMap<i32, RelayTail>,
     /// Read and not yet sent.
     pending: VecDeque<RecordedEvent>,
     budget: Budget,
@@ -174,14 +190,24 @@ struct Session<'a, L> {
 }
 
 impl<L: EventLog> Session<'_, L> {
-    /// Publishes until stopped. On stop, what is under way is waited for as long as the stage has patience.
+    /// Publishes until stopped. On stop, what is under way is waited for, within bounds.
     fn publish(&mut self) -> Result<(), Setback> {
+        let mut stop_by = None;
         loop {
             let stopping = self.stop.is_cancelled();
+            if stopping && Instant::now() > *stop_by.get_or_insert_with(|| Instant::now() + STOP_PATIENCE) {
+                // The next relay looks at the topic and finds out what has become of it.
+                return Err(Setback::from("the broker has not acknowledged everything before the stop"));
+            }
             let has_room = self.acknowledged.outstanding() < OUTSTANDING_MAX;
             let mut has_more = false;
             if !stopping && has_room && self.pending.is_empty() {
                 has_more = self.read()?;
+                // A session that was ended while there was nothing to do is noticed before anything is sent: another relay may
+                // be at it already. While much is under way, the checkpoint notices.
+                if self.acknowledged.outstanding() == 0 && !self.pending.is_empty() {
+                    self.runtime.block_on(self.lock.assert_held())?;
+                }
             }
             let is_held_up = !self.send()?;
             self.take_deliveries()?;
@@ -199,6 +225,30 @@ impl<L: EventLog> Session<'_, L> {
                 self.rest();
             }
         }
+    }
+
+    /// What an earlier session has left in the embedded broker, and the projections have not taken, counts too.
+    fn account_for_present(&mut self) -> Result<(), Setback> {
+        if !self.relay.kafka.embedded {
+            return Ok(());
+        }
+        let pool = self.relay.database.pool();
+        let taken = self.runtime.block_on(slowest_positions(pool, &BUILT_IN, EVENTS_PARTITIONS))?;
+        let mut after = taken.values().min().copied().unwrap_or(0);
+        let through = self.present.values().max().copied().unwrap_or(0);
+        while after < through {
+            let page = self.runtime.block_on(self.relay.log.read(after, PAGE))?;
+            let Some(last) = page.last() else { break };
+            after = last.position;
+            for event in page {
+                let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
+                let is_present = self.present.get(&partition).is_some_and(|present| event.position <= *present);
+                if is_present && taken.get(&partition).is_none_or(|taken| event.position > *taken) {
+                    self.budget.spend(partition, event.position, OutgoingRecord::of(&event).bytes());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Reads on; whether there may be more at once.
@@ -273,10 +323,17 @@ impl<L: EventLog> Session<'_, L> {
         if through == self.checkpointed || (!is_quiet && Instant::now() < self.checkpoint_due) {
             return Ok(());
         }
-        let tails = self.acknowledged.take_tails();
+        self.held_tails.extend(self.acknowledged.take_tails());
+        if through < self.strange_until {
+            self.checkpointed = through;
+            self.runtime.block_on(self.lock.assert_held())?;
+            self.checkpoint_due = Instant::now() + CHECKPOINT_EVERY;
+            return Ok(());
+        }
+        let tails = std::mem::take(&mut self.held_tails);
         self.runtime.block_on(self.lock.move_checkpoint(through, &tails))?;
         self.strange.retain(|partition| !tails.contains_key(partition));
-        if through >= self.strange_until && !self.strange.is_empty() {
+        if !self.strange.is_empty() {
             self.runtime.block_on(self.lock.forget_tails(&std::mem::take(&mut self.strange)))?;
         }
         self.checkpointed = through;
