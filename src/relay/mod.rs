@@ -82,7 +82,10 @@ impl<L: EventLog> Relay<L> {
         // Whoever drops this future wants no relay, though its thread does not end by itself.
         let stop = stop.child_token();
         let _stopped_with_this = stop.clone().drop_guard();
-        let ears = self.options.listen.then(|| AbortOnDropHandle::new(tokio::spawn(listen(self.database.clone(), self.bell.clone()))));
+        let ears = self
+            .options
+            .listen
+            .then(|| AbortOnDropHandle::new(tokio::spawn(listen(self.database.clone(), self.bell.clone()))));
         std::thread::Builder::new()
             .name("relay".to_owned())
             .spawn(move || {
