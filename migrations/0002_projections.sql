@@ -1,15 +1,14 @@
 -- What the consumer groups make of the log, and how far each has come.
 
 -- `position`: every event of this partition up to here is in the projection's tables; moved in the transaction that writes
--- those tables. `next_offset` is where to go on reading in Kafka, and only a hint: `record_position` is the position of the
--- record before it, and where the topic says otherwise the position wins.
+-- those tables. `next_offset` is where to go on reading in Kafka, and only a hint: the first record found there is taken for
+-- the next one only after the log has shown that it has none of this partition in between.
 CREATE TABLE projection_checkpoints (
-    projection      text COLLATE "C" NOT NULL,
-    partition       integer NOT NULL,
-    position        bigint NOT NULL,
-    next_offset     bigint,
-    record_position bigint,
-    moved_at        timestamptz NOT NULL DEFAULT now(),
+    projection  text COLLATE "C" NOT NULL,
+    partition   integer NOT NULL,
+    position    bigint NOT NULL,
+    next_offset bigint,
+    moved_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (projection, partition)
 ) WITH (fillfactor = 50);
 

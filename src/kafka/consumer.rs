@@ -1,6 +1,8 @@
 //! A member of a consumer group, polled by one thread. Where reading begins is not Kafka's to say but the caller's: the
 //! offsets committed in Kafka are only a mirror for tools.
 
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +17,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::embedded::broker::CONSUMER_SETTINGS;
 use crate::kafka::KafkaConfig;
 
-/// How long a question to the broker may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long going to another offset may take.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A record as it came.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConsumedRecord {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
@@ -93,6 +95,11 @@ impl<A: Assignments> ConsumerContext for Context<A> {
     }
 }
 
+/// Whether the consumer is no longer usable.
+pub(crate) fn is_fatal(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::MessageConsumptionFatal(_))
+}
+
 fn start(offset: Option<i64>) -> Offset {
     offset.map_or(Offset::Beginning, Offset::Offset)
 }
@@ -124,6 +131,7 @@ impl<A: Assignments> GroupConsumer<A> {
             ("auto.offset.reset", "earliest"),
             ("isolation.level", "read_committed"),
             ("partition.assignment.strategy", "cooperative-sticky"),
+            ("fetch.wait.max.ms", "500"),
             ("fetch.queue.backoff.ms", "10"),
             // Batches of a thousand records; what lies fetched beyond that is memory for nothing.
             ("queued.min.messages", "5000"),
@@ -140,8 +148,11 @@ impl<A: Assignments> GroupConsumer<A> {
     pub(crate) fn poll(&self, patience: Duration, records_max: usize) -> Result<Vec<ConsumedRecord>, KafkaError> {
         let mut records = Vec::new();
         let mut patience = patience;
+        let mut misses = 0;
         while records.len() < records_max {
             match self.consumer.poll(patience) {
+                // It may have been an event that the client has dealt with itself, with records behind it.
+                None if misses == 0 && !records.is_empty() => misses += 1,
                 None => break,
                 Some(Ok(message)) => records.push(own(&message)),
                 // What was taken before the error is not to be lost: the error will come again if it lasts.
@@ -155,30 +166,16 @@ impl<A: Assignments> GroupConsumer<A> {
 
     /// Goes to another offset; `None` for the earliest.
     pub(crate) fn seek(&self, partition: i32, offset: Option<i64>) -> Result<(), KafkaError> {
-        self.consumer.seek(&self.topic, partition, start(offset), ANSWER_TIMEOUT)
+        self.consumer.seek(&self.topic, partition, start(offset), SEEK_TIMEOUT)
     }
 
     /// Mirrors offsets to Kafka, without waiting.
-    pub(crate) fn commit(&self, offsets: &[(i32, i64)]) {
+    pub(crate) fn commit(&self, offsets: &BTreeMap<i32, i64>) {
         let list = offsets.iter().map(|(partition, offset)| (*partition, Offset::Offset(*offset)));
         let sent = topic_partitions(&self.topic, list).and_then(|list| self.consumer.commit(&list, CommitMode::Async));
         if let Err(error) = sent {
             tracing::debug!(%error, "offsets were not mirrored to Kafka");
         }
-    }
-
-    /// Where each partition ends now: the offset that its next record will get.
-    pub(crate) fn ends(&self, partitions: &[i32]) -> Result<Vec<(i32, i64)>, KafkaError> {
-        let asked = topic_partitions(&self.topic, partitions.iter().map(|partition| (*partition, Offset::End)))?;
-        let answered = self.consumer.offsets_for_times(asked, ANSWER_TIMEOUT)?;
-        let mut ends = Vec::with_capacity(partitions.len());
-        for element in answered.elements() {
-            element.error()?;
-            if let Offset::Offset(offset) = element.offset() {
-                ends.push((element.partition(), offset));
-            }
-        }
-        Ok(ends)
     }
 
     /// Stops fetching, so that polling only keeps the membership.
@@ -199,15 +196,92 @@ impl<A: Assignments> GroupConsumer<A> {
 }
 
 fn own(message: &impl Message) -> ConsumedRecord {
-    let headers = message.headers().map_or(Vec::new(), |headers| {
-        headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
-    });
     ConsumedRecord {
         partition: message.partition(),
         offset: message.offset(),
         timestamp_ms: message.timestamp().to_millis(),
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
-        headers,
+        headers: headers(message),
+    }
+}
+
+/// A record's headers. The client panics where a header's name is no UTF-8, which a foreign producer's may well be: such a
+/// record has none that can be read.
+fn headers(message: &impl Message) -> Vec<(String, Option<Vec<u8>>)> {
+    let Some(headers) = message.headers() else {
+        return Vec::new();
+    };
+    let read = || -> Vec<(String, Option<Vec<u8>>)> {
+        headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+    };
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        tracing::warn!(offset = message.offset(), partition = message.partition(), "a record's headers cannot be read");
+        Vec::new()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::Timestamp;
+    use rdkafka::message::Header;
+
+    use super::*;
+
+    /// What the client makes of a header whose name is not UTF-8.
+    struct Unreadable;
+
+    impl Headers for Unreadable {
+        fn count(&self) -> usize {
+            1
+        }
+
+        fn try_get(&self, _index: usize) -> Option<Header<'_, &[u8]>> {
+            panic!("a header's name is not UTF-8")
+        }
+    }
+
+    impl Message for Unreadable {
+        type Headers = Unreadable;
+
+        fn key(&self) -> Option<&[u8]> {
+            Some(b"wallet-1")
+        }
+
+        fn payload(&self) -> Option<&[u8]> {
+            None
+        }
+
+        #[expect(unsafe_code, reason = "the trait has it so; nothing is done in it")]
+        unsafe fn payload_mut(&mut self) -> Option<&mut [u8]> {
+            None
+        }
+
+        fn topic(&self) -> &str {
+            "wallet-events"
+        }
+
+        fn partition(&self) -> i32 {
+            0
+        }
+
+        fn offset(&self) -> i64 {
+            7
+        }
+
+        fn timestamp(&self) -> Timestamp {
+            Timestamp::NotAvailable
+        }
+
+        fn headers(&self) -> Option<&Unreadable> {
+            Some(self)
+        }
+    }
+
+    #[test]
+    fn a_record_whose_headers_cannot_be_read_is_one_without_headers() {
+        let record = own(&Unreadable);
+        assert_eq!((record.key.as_deref(), record.offset), (Some(&b"wallet-1"[..]), 7));
+        assert!(record.headers.is_empty());
     }
 }

@@ -15,7 +15,7 @@ use std::fmt;
 
 use rdkafka::ClientConfig;
 
-pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer};
+pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer, is_fatal};
 pub use partitioner::partition_of;
 pub(crate) use producer::{Delivery, Publisher, SendError};
 pub(crate) use rdkafka::error::KafkaError;

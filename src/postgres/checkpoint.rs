@@ -1,9 +1,9 @@
-//! Checkpoints of projections, and what the log says of the events that are about to be applied.
+//! Checkpoints of projections, and what they are held against: the log and the relay's checkpoint.
 
 use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use crate::log::Position;
+use crate::log::{Position, Revision};
 
 /// How far a projection is in one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +13,6 @@ pub(crate) struct Checkpoint {
     pub(crate) position: Position,
     /// Where to go on reading in Kafka, a hint.
     pub(crate) next_offset: Option<i64>,
-    /// The position of the record before `next_offset`.
-    pub(crate) record_position: Option<Position>,
 }
 
 /// A checkpoint on its way from the position that it is believed to have.
@@ -22,6 +20,14 @@ pub(crate) struct Checkpoint {
 pub(crate) struct CheckpointMove {
     pub(crate) from: Position,
     pub(crate) to: Checkpoint,
+}
+
+/// What tells an event of the log from any other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoggedEvent {
+    pub(crate) position: Position,
+    pub(crate) revision: Revision,
+    pub(crate) event_id: Uuid,
 }
 
 /// The checkpoints of these partitions; those that are not there yet are made, at position 0.
@@ -38,33 +44,34 @@ pub(crate) async fn load_checkpoints(
     .bind(partitions)
     .execute(pool)
     .await?;
-    let statement = "SELECT partition, position, next_offset, record_position FROM projection_checkpoints
+    let statement = "SELECT partition, position, next_offset FROM projection_checkpoints
                       WHERE projection = $1 AND partition = ANY($2) ORDER BY partition";
     let rows = sqlx::query(statement).bind(projection).bind(partitions).fetch_all(pool).await?;
     rows.iter()
         .map(|row| {
-            Ok(Checkpoint {
-                partition: row.try_get(0)?,
-                position: row.try_get(1)?,
-                next_offset: row.try_get(2)?,
-                record_position: row.try_get(3)?,
-            })
+            Ok(Checkpoint { partition: row.try_get(0)?, position: row.try_get(1)?, next_offset: row.try_get(2)? })
         })
         .collect()
 }
 
-/// Moves checkpoints, each from the position that it is believed to have. `false` where one was elsewhere: then somebody
-/// else has this partition now, and the transaction must be rolled back.
+/// Lets only one runner of a projection at a time make its tables, until the transaction ends.
+pub(crate) async fn lock_preparation(transaction: &mut PgConnection, projection: &str) -> Result<(), sqlx::Error> {
+    let statement = "SELECT pg_advisory_xact_lock(hashtextextended('wallex projection ' || $1, 0))";
+    sqlx::query(statement).bind(projection).execute(transaction).await?;
+    Ok(())
+}
+
+/// Moves checkpoints, each from the position that it is believed to have. `false` where one was elsewhere: somebody else
+/// has moved it, so what was to be written beside it must not be.
 pub(crate) async fn move_checkpoints(
-    transaction: &mut PgConnection,
+    connection: &mut PgConnection,
     projection: &str,
     moves: &[CheckpointMove],
 ) -> Result<bool, sqlx::Error> {
     let statement = "UPDATE projection_checkpoints c
-                        SET position = m.position, next_offset = m.next_offset, record_position = m.record_position,
-                            moved_at = now()
-                       FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
-                            AS m(partition, believed, position, next_offset, record_position)
+                        SET position = m.position, next_offset = m.next_offset, moved_at = now()
+                       FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[])
+                            AS m(partition, believed, position, next_offset)
                       WHERE c.projection = $1 AND c.partition = m.partition AND c.position = m.believed";
     let moved = sqlx::query(statement)
         .bind(projection)
@@ -72,21 +79,31 @@ pub(crate) async fn move_checkpoints(
         .bind(moves.iter().map(|to| to.from).collect::<Vec<_>>())
         .bind(moves.iter().map(|to| to.to.position).collect::<Vec<_>>())
         .bind(moves.iter().map(|to| to.to.next_offset).collect::<Vec<_>>())
-        .bind(moves.iter().map(|to| to.to.record_position).collect::<Vec<_>>())
-        .execute(transaction)
+        .execute(connection)
         .await?;
     Ok(moved.rows_affected() == moves.len() as u64)
 }
 
-/// The ids of the events at these positions.
-pub(crate) async fn event_ids(
-    transaction: &mut PgConnection,
-    positions: &[Position],
-) -> Result<Vec<(Position, Uuid)>, sqlx::Error> {
-    sqlx::query_as("SELECT position, event_id FROM events WHERE position = ANY($1)")
-        .bind(positions)
-        .fetch_all(transaction)
-        .await
+/// The events that the log has at these positions.
+pub(crate) async fn logged_events(pool: &PgPool, positions: &[Position]) -> Result<Vec<LoggedEvent>, sqlx::Error> {
+    let statement = "SELECT position, revision, event_id FROM events WHERE position = ANY($1)";
+    let rows = sqlx::query(statement).bind(positions).fetch_all(pool).await?;
+    rows.iter()
+        .map(|row| Ok(LoggedEvent { position: row.try_get(0)?, revision: row.try_get(1)?, event_id: row.try_get(2)? }))
+        .collect()
+}
+
+/// The wallets that have events after one position and up to another, each with the position of its last one there.
+pub(crate) async fn last_events_between(
+    pool: &PgPool,
+    after: Position,
+    to: Position,
+) -> Result<Vec<(String, Position)>, sqlx::Error> {
+    let statement = "SELECT s.name, e.position
+                       FROM (SELECT stream_id, max(position) AS position FROM events
+                              WHERE position > $1 AND position <= $2 GROUP BY stream_id) AS e
+                       JOIN streams s USING (stream_id)";
+    sqlx::query_as(statement).bind(after).bind(to).fetch_all(pool).await
 }
 
 /// How far the relay has published.

@@ -17,10 +17,13 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use thiserror::Error;
 
-pub(crate) use checkpoint::{Checkpoint, CheckpointMove, event_ids, load_checkpoints, move_checkpoints, published};
+pub(crate) use checkpoint::{
+    Checkpoint, CheckpointMove, LoggedEvent, last_events_between, load_checkpoints, lock_preparation, logged_events,
+    move_checkpoints, published,
+};
 pub use ledger::LedgerEntry;
 pub(crate) use ledger::insert_ledger_entries;
-pub(crate) use parked::{ParkedRecord, park, park_foreign, parked_wallets};
+pub(crate) use parked::{ParkedRecord, park, parked_wallets};
 pub(crate) use read_model::{NewWalletRow, WalletRowChange, insert_wallet_rows, update_wallet_rows};
 pub(crate) use relay::{RelaySession, RelayTail, listen_for_appends, slowest_positions};
 /// `sqlx` itself, so that a projection of one's own writes with the version that wallex uses.
@@ -202,6 +205,22 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
             ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
                 || ["40001", "40P01", "55P03", "25006", "25P03"].contains(&code.as_ref())
         }),
+        _ => false,
+    }
+}
+
+/// Whether the statement failed for the values that it was given, or those that it found: with others it would have gone.
+/// Anything else, a missing table or right too, is about the database as it is now.
+pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
+    match error {
+        // Cardinality, data exception, integrity constraint, check option, raised by a function.
+        sqlx::Error::Database(database) => database
+            .code()
+            .is_some_and(|code| ["21", "22", "23", "44", "P0"].iter().any(|class| code.starts_with(class))),
+        sqlx::Error::RowNotFound
+        | sqlx::Error::Encode(_)
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. } => true,
         _ => false,
     }
 }

@@ -27,66 +27,61 @@ pub(crate) struct ParkedRecord {
 }
 
 /// Which of these wallets wait behind a parked record of this projection.
+///
+/// A statement of its own, after the one that has locked the checkpoints: so it sees what a replay that held them has
+/// unparked.
 pub(crate) async fn parked_wallets(
     transaction: &mut PgConnection,
     projection: &str,
     wallets: &[&str],
 ) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar("SELECT DISTINCT wallet_id FROM parked_records WHERE projection = $1 AND wallet_id = ANY($2)")
-        .bind(projection)
-        .bind(wallets)
-        .fetch_all(transaction)
-        .await
+    // One probe of the index for each wallet: behind a parked record there may be a million of the same wallet.
+    let statement = "SELECT wallet_id FROM unnest($2::text[]) AS asked(wallet_id)
+                      CROSS JOIN LATERAL (SELECT FROM parked_records p
+                                           WHERE p.projection = $1 AND p.wallet_id = asked.wallet_id COLLATE \"C\" LIMIT 1) AS found";
+    sqlx::query_scalar(statement).bind(projection).bind(wallets).fetch_all(transaction).await
 }
 
-/// Keeps a record.
+/// Keeps records, in this order. One that is kept already is left as it is: a foreign record may be read a second time
+/// after a restart.
 pub(crate) async fn park(
     transaction: &mut PgConnection,
     projection: &str,
-    parked: &ParkedRecord,
+    records: &[ParkedRecord],
 ) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO parked_records (projection, wallet_id, position, topic, partition, kafka_offset, record_time, record_key,
-                                     record_value, record_headers, error_class, error, attempts, first_failed_at,
-                                     last_failed_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11, $12, $13, $14, $15)",
-    )
-    .bind(projection)
-    .bind(&parked.wallet_id)
-    .bind(parked.position)
-    .bind(parked.topic)
-    .bind(parked.partition)
-    .bind(parked.kafka_offset)
-    .bind(parked.record_time)
-    .bind(&parked.key)
-    .bind(&parked.value)
-    .bind(parked.headers.to_string())
-    .bind(parked.error_class)
-    .bind(&parked.error)
-    .bind(parked.attempts)
-    .bind(parked.first_failed_at)
-    .bind(parked.last_failed_at)
-    .execute(transaction)
-    .await?;
-    Ok(())
-}
-
-/// Keeps a record that cannot be laid to a wallet, unless the very same one is kept already: after a restart it may be
-/// read again.
-pub(crate) async fn park_foreign(
-    transaction: &mut PgConnection,
-    projection: &str,
-    parked: &ParkedRecord,
-) -> Result<(), sqlx::Error> {
-    let statement = "SELECT EXISTS (SELECT FROM parked_records
-                      WHERE projection = $1 AND wallet_id IS NULL AND partition = $2 AND kafka_offset = $3
-                        AND record_value IS NOT DISTINCT FROM $4)";
-    let known: bool = sqlx::query_scalar(statement)
+    let statement = "INSERT INTO parked_records (projection, wallet_id, position, topic, partition, kafka_offset, record_time,
+                            record_key, record_value, record_headers, error_class, error, attempts, first_failed_at,
+                            last_failed_at)
+         SELECT $1, r.wallet_id, r.position, r.topic, r.partition, r.kafka_offset, r.record_time, r.record_key, r.record_value,
+                r.record_headers::jsonb, r.error_class, r.error, r.attempts, r.first_failed_at, r.last_failed_at
+           FROM unnest($2::text[], $3::bigint[], $4::text[], $5::int[], $6::bigint[], $7::timestamptz[], $8::bytea[],
+                       $9::bytea[], $10::text[], $11::text[], $12::text[], $13::int[], $14::timestamptz[], $15::timestamptz[])
+                WITH ORDINALITY
+                AS r(wallet_id, position, topic, partition, kafka_offset, record_time, record_key, record_value,
+                     record_headers, error_class, error, attempts, first_failed_at, last_failed_at, place)
+          WHERE r.wallet_id IS NOT NULL
+             OR NOT EXISTS (SELECT FROM parked_records p
+                             WHERE p.projection = $1 AND p.wallet_id IS NULL AND p.partition = r.partition
+                               AND p.kafka_offset = r.kafka_offset AND p.record_value IS NOT DISTINCT FROM r.record_value)
+          ORDER BY r.place
+             ON CONFLICT (projection, wallet_id, position) DO NOTHING";
+    sqlx::query(statement)
         .bind(projection)
-        .bind(parked.partition)
-        .bind(parked.kafka_offset)
-        .bind(&parked.value)
-        .fetch_one(&mut *transaction)
+        .bind(records.iter().map(|record| record.wallet_id.as_deref()).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.position).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.topic).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.partition).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.kafka_offset).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.record_time).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.key.as_deref()).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.value.as_deref()).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.headers.to_string()).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.error_class).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.error.as_str()).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.attempts).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.first_failed_at).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.last_failed_at).collect::<Vec<_>>())
+        .execute(transaction)
         .await?;
-    if known { Ok(()) } else { park(transaction, projection, parked).await }
+    Ok(())
 }

@@ -1,26 +1,34 @@
 //! One transaction: rows, parked records and checkpoints of a batch, all or nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use chrono::Utc;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
-use crate::kafka::{ConsumedRecord, EVENTS_TOPIC, EventRecord};
+use crate::kafka::{ConsumedRecord, EventRecord};
 use crate::log::Position;
-use crate::postgres::sqlx::{self, Connection, PgPool};
+use crate::postgres::sqlx::{self, Connection, PgPool, Postgres, Transaction};
 use crate::postgres::{
-    CheckpointMove, ParkedRecord, PgConnection, move_checkpoints, park, park_foreign, parked_wallets,
+    CheckpointMove, ParkedRecord, PgConnection, lock_preparation, move_checkpoints, park, parked_wallets,
 };
+use crate::projection::parking::Failure;
 use crate::projection::record::{Foreign, Item};
 use crate::projection::{ApplyError, Projection};
 
-/// Waits between the attempts at an event that has failed for good, as it seems: it is tried once more after each.
-const ATTEMPT_WAITS: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(300)];
-
-/// The longest error text that is kept.
-const ERROR_CHARACTERS_MAX: usize = 2_000;
+/// How often an event that the projection refuses is tried, the first time included.
+const ATTEMPTS_MAX: usize = 5;
+/// The waits between attempts, before jitter; doubled from the one to the other.
+const ATTEMPT_WAIT_MIN: Duration = Duration::from_millis(25);
+const ATTEMPT_WAIT_MAX: Duration = Duration::from_millis(400);
+/// How long all such waits of one batch may take together: other wallets wait meanwhile. Once it is used up, an event that is
+/// refused is parked at once.
+const BATCH_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// What is applied together.
 #[derive(Debug, Default)]
@@ -31,8 +39,7 @@ pub(super) struct Batch {
     origins: Vec<Origin>,
     /// Events that cannot be read.
     unreadable: Vec<Item>,
-    /// Records that are not the relay's, and why.
-    pub(super) foreign: Vec<Foreign>,
+    foreign: Vec<Foreign>,
     pub(super) moves: Vec<CheckpointMove>,
 }
 
@@ -53,12 +60,33 @@ impl Batch {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.unreadable.is_empty() && self.foreign.is_empty() && self.moves.is_empty()
+    pub(super) fn push_foreign(&mut self, foreign: Foreign) {
+        self.foreign.push(foreign);
     }
 
     pub(super) fn len(&self) -> usize {
         self.events.len() + self.unreadable.len() + self.foreign.len()
+    }
+
+    fn wallets(&self) -> Vec<&str> {
+        let readable = self.events.iter().map(|event| event.wallet_id.as_str());
+        let wallets: BTreeSet<&str> =
+            readable.chain(self.unreadable.iter().map(|item| item.wallet_id.as_str())).collect();
+        wallets.into_iter().collect()
+    }
+
+    /// Those of a range of events that are not to be parked.
+    fn free(&self, range: Range<usize>, blocked: &Blocked) -> Cow<'_, [EventRecord]> {
+        let events = &self.events[range];
+        if blocked.is_empty() || !events.iter().any(|event| is_blocked(blocked, event)) {
+            return Cow::Borrowed(events);
+        }
+        Cow::Owned(events.iter().filter(|event| !is_blocked(blocked, event)).cloned().collect())
+    }
+
+    fn parked(&self, at: usize, failure: Failure) -> ParkedRecord {
+        let (event, origin) = (&self.events[at], &self.origins[at]);
+        failure.of_event(&event.wallet_id, event.position, origin.partition, origin.record.as_ref())
     }
 }
 
@@ -74,20 +102,17 @@ pub(super) enum Applied {
 /// From which position on each wallet's events are not applied but parked.
 type Blocked = HashMap<String, Position>;
 
-/// Why an event is parked.
-struct Failure {
-    class: &'static str,
-    error: String,
-    attempts: i32,
-    first_failed_at: DateTime<Utc>,
+fn is_blocked(blocked: &Blocked, event: &EventRecord) -> bool {
+    blocked.get(event.wallet_id.as_str()).is_some_and(|from| event.position >= *from)
 }
 
-impl Failure {
-    fn now(class: &'static str, error: impl Into<String>) -> Self {
-        let error: String = error.into();
-        let error = error.chars().take(ERROR_CHARACTERS_MAX).collect();
-        Failure { class, error, attempts: 1, first_failed_at: Utc::now() }
-    }
+/// The search for the events of a batch that the projection refuses.
+struct Search {
+    blocked: Blocked,
+    /// The events that were found.
+    parked: Vec<ParkedRecord>,
+    /// What is left of the time for waits.
+    patience: Duration,
 }
 
 /// A projection with what it needs to apply batches. Lives on the runner's thread, outside of any async task, so that a
@@ -97,110 +122,156 @@ pub(super) struct Applier<P> {
     name: String,
     pool: PgPool,
     runtime: Handle,
+    stop: CancellationToken,
 }
 
 impl<P: Projection> Applier<P> {
-    pub(super) fn new(projection: P, pool: PgPool, runtime: Handle) -> Self {
-        Applier { name: projection.name().to_owned(), projection, pool, runtime }
+    pub(super) fn new(projection: P, pool: PgPool, runtime: Handle, stop: CancellationToken) -> Self {
+        Applier { name: projection.name().to_owned(), projection, pool, runtime, stop }
     }
 
     /// Lets the projection make its tables.
     pub(super) fn prepare(&mut self) -> Result<(), ApplyError> {
-        let Applier { projection, pool, runtime, .. } = self;
-        runtime.block_on(async {
-            let mut transaction = pool.begin().await?;
-            projection.prepare(&mut transaction).await?;
-            Ok(transaction.commit().await?)
-        })
+        let mut transaction = self.begin()?;
+        self.runtime.block_on(lock_preparation(&mut transaction, &self.name))?;
+        self.runtime.block_on(self.projection.prepare(&mut transaction))?;
+        Ok(self.runtime.block_on(transaction.commit())?)
     }
 
-    /// Applies a batch. Events that fail for good are parked, each with its wallet's later ones.
+    /// Applies a batch. Events that the projection refuses are parked, each with its wallet's later ones.
     ///
     /// # Errors
-    /// [`ApplyError::Transient`]: nothing was written, try again. [`ApplyError::Permanent`]: not even what failed could be
-    /// kept.
+    /// [`ApplyError::Transient`]: nothing was written, try again. [`ApplyError::Permanent`]: not even what was refused could
+    /// be kept.
     pub(super) fn apply(&mut self, batch: &Batch) -> Result<Applied, ApplyError> {
+        if batch.len() == 0 {
+            return self.move_only(&batch.moves);
+        }
         match self.apply_whole(batch) {
             Err(ApplyError::Permanent(reason)) => {
-                tracing::warn!(projection = self.name, reason, "a batch failed; applying its events one by one");
-                self.apply_one_by_one(batch)
+                tracing::warn!(
+                    projection = self.name,
+                    reason,
+                    "a batch was refused; looking for the event that is meant"
+                );
+                self.apply_in_parts(batch)
             }
             done => done,
         }
     }
 
+    /// One statement is enough where there are no rows.
+    fn move_only(&self, moves: &[CheckpointMove]) -> Result<Applied, ApplyError> {
+        let moved = self.runtime.block_on(async {
+            let mut connection = unless_stopped(&self.stop, self.pool.acquire()).await?;
+            move_checkpoints(&mut connection, &self.name, moves).await
+        })?;
+        Ok(if moved { Applied::Done } else { Applied::Fenced })
+    }
+
     fn apply_whole(&mut self, batch: &Batch) -> Result<Applied, ApplyError> {
-        let runtime = self.runtime.clone();
-        let mut transaction = runtime.block_on(self.pool.begin())?;
-        let Some(blocked) = runtime.block_on(self.begin(&mut transaction, batch))? else {
+        let mut transaction = self.begin()?;
+        let Some(blocked) = self.enter(&mut transaction, batch)? else {
             return Ok(Applied::Fenced);
         };
-        if blocked.is_empty() {
-            self.call(&batch.events, &mut transaction)?;
-        } else {
-            let free = |event: &&EventRecord| !is_blocked(&blocked, event);
-            let events: Vec<EventRecord> = batch.events.iter().filter(free).cloned().collect();
-            self.call(&events, &mut transaction)?;
-            runtime.block_on(self.park_blocked(&mut transaction, batch, &blocked))?;
-        }
-        runtime.block_on(transaction.commit())?;
+        self.call(&batch.free(0..batch.events.len(), &blocked), &mut transaction)?;
+        self.park_rest(&mut transaction, batch, &blocked, Vec::new())?;
+        self.runtime.block_on(transaction.commit())?;
         Ok(Applied::Done)
     }
 
-    fn apply_one_by_one(&mut self, batch: &Batch) -> Result<Applied, ApplyError> {
-        let runtime = self.runtime.clone();
-        let mut transaction = runtime.block_on(self.pool.begin())?;
-        let Some(mut blocked) = runtime.block_on(self.begin(&mut transaction, batch))? else {
+    fn apply_in_parts(&mut self, batch: &Batch) -> Result<Applied, ApplyError> {
+        let mut transaction = self.begin()?;
+        let Some(blocked) = self.enter(&mut transaction, batch)? else {
             return Ok(Applied::Fenced);
         };
-        for (event, origin) in batch.events.iter().zip(&batch.origins) {
-            if is_blocked(&blocked, event) {
-                continue;
-            }
-            if let Err(failure) = self.apply_one(event, &mut transaction)? {
-                tracing::error!(
-                    projection = self.name, wallet = %event.wallet_id, position = event.position, error = failure.error,
-                    "an event cannot be applied; it is parked, and its wallet behind it"
-                );
-                let parked = parked_event(event, origin, failure);
-                runtime.block_on(park(&mut transaction, &self.name, &parked))?;
-                blocked.insert(event.wallet_id.to_string(), event.position);
-            }
-        }
-        runtime.block_on(self.park_blocked(&mut transaction, batch, &blocked))?;
-        runtime.block_on(transaction.commit())?;
+        let mut search = Search { blocked, parked: Vec::new(), patience: BATCH_WAIT_MAX };
+        self.apply_part(batch, 0..batch.events.len(), &mut transaction, &mut search)?;
+        self.park_rest(&mut transaction, batch, &search.blocked, search.parked)?;
+        self.runtime.block_on(transaction.commit())?;
         Ok(Applied::Done)
     }
 
-    /// Applies one event under a savepoint, a few times if need be. The inner error is why it is to be parked.
+    /// Applies a range of events under a savepoint; where that is refused, its halves, one after the other, down to the
+    /// single event that is meant. So one bad event among a thousand costs some twenty calls.
+    fn apply_part(
+        &mut self,
+        batch: &Batch,
+        range: Range<usize>,
+        transaction: &mut PgConnection,
+        search: &mut Search,
+    ) -> Result<(), ApplyError> {
+        let events = batch.free(range.clone(), &search.blocked);
+        if events.is_empty() {
+            return Ok(());
+        }
+        if range.len() == 1 {
+            return self.apply_one(batch, range.start, transaction, search);
+        }
+        match self.try_under_savepoint(&events, transaction) {
+            Err(ApplyError::Permanent(_)) => {
+                let middle = range.start + range.len() / 2;
+                self.apply_part(batch, range.start..middle, transaction, search)?;
+                self.apply_part(batch, middle..range.end, transaction, search)
+            }
+            done => done,
+        }
+    }
+
+    /// Applies a single event, a few times if need be, and parks it if it is refused each time.
     fn apply_one(
         &mut self,
-        event: &EventRecord,
+        batch: &Batch,
+        at: usize,
         transaction: &mut PgConnection,
-    ) -> Result<Result<(), Failure>, ApplyError> {
-        let runtime = self.runtime.clone();
-        let mut waits = ATTEMPT_WAITS.into_iter();
-        let mut failure: Option<Failure> = None;
-        loop {
-            let mut savepoint = runtime.block_on(transaction.begin())?;
-            let error = match self.call(std::slice::from_ref(event), &mut savepoint) {
-                Ok(()) => {
-                    runtime.block_on(savepoint.commit())?;
-                    return Ok(Ok(()));
-                }
+        search: &mut Search,
+    ) -> Result<(), ApplyError> {
+        let event = &batch.events[at];
+        let first_failed_at = Utc::now();
+        let mut attempts = 0;
+        let mut waits = ExponentialBuilder::new()
+            .with_min_delay(ATTEMPT_WAIT_MIN)
+            .with_max_delay(ATTEMPT_WAIT_MAX)
+            .with_max_times(ATTEMPTS_MAX - 1)
+            .with_jitter()
+            .build();
+        let error = loop {
+            attempts += 1;
+            let error = match self.try_under_savepoint(std::slice::from_ref(event), transaction) {
                 Err(ApplyError::Permanent(error)) => error,
-                Err(transient) => return Err(transient),
+                done => return done,
             };
-            runtime.block_on(savepoint.rollback())?;
-            let attempts = failure.as_ref().map_or(0, |failure| failure.attempts) + 1;
-            let first_failed_at = failure.as_ref().map_or_else(Utc::now, |failure| failure.first_failed_at);
-            let failed = Failure { attempts, first_failed_at, ..Failure::now("APPLY", error) };
             match waits.next() {
-                Some(wait) => std::thread::sleep(wait),
-                None => return Ok(Err(failed)),
+                Some(wait) if wait <= search.patience && !self.stop.is_cancelled() => {
+                    search.patience -= wait;
+                    std::thread::sleep(wait);
+                }
+                _ => break error,
             }
-            failure = Some(failed);
+        };
+        tracing::error!(
+            projection = self.name, wallet = %event.wallet_id, position = event.position, attempts, error,
+            "an event cannot be applied; it is parked, and its wallet behind it"
+        );
+        search.parked.push(batch.parked(at, Failure::refused(&error, attempts, first_failed_at)));
+        // The first one that cannot be read may stand before it.
+        let from = search.blocked.entry(event.wallet_id.to_string()).or_insert(event.position);
+        *from = event.position.min(*from);
+        Ok(())
+    }
+
+    fn try_under_savepoint(
+        &mut self,
+        events: &[EventRecord],
+        transaction: &mut PgConnection,
+    ) -> Result<(), ApplyError> {
+        let mut savepoint = self.runtime.block_on(transaction.begin())?;
+        let called = self.call(events, &mut savepoint);
+        match called {
+            Ok(()) => self.runtime.block_on(savepoint.commit())?,
+            Err(_) => self.runtime.block_on(savepoint.rollback())?,
         }
+        called
     }
 
     /// Calls the projection; a panic of its handler is its failure and not ours.
@@ -217,132 +288,68 @@ impl<P: Projection> Applier<P> {
         })
     }
 
-    /// Moves the checkpoints, keeps what no projection will see, and tells which wallets are to be parked from where on.
-    /// `None` if another runner has moved a checkpoint.
-    async fn begin(&self, transaction: &mut PgConnection, batch: &Batch) -> Result<Option<Blocked>, sqlx::Error> {
-        if !move_checkpoints(transaction, &self.name, &batch.moves).await? {
-            return Ok(None);
-        }
-        for Foreign { record, reason } in &batch.foreign {
-            let parked = parked_record(record, None, None, Failure::now("FOREIGN", reason));
-            park_foreign(transaction, &self.name, &parked).await?;
-        }
-        let wallets: HashSet<&str> = batch
-            .events
-            .iter()
-            .map(|event| event.wallet_id.as_str())
-            .chain(batch.unreadable.iter().map(|item| item.wallet_id.as_str()))
-            .collect();
-        let wallets: Vec<&str> = wallets.into_iter().collect();
-        let parked = parked_wallets(transaction, &self.name, &wallets).await?;
-        let mut blocked: Blocked = parked.into_iter().map(|wallet| (wallet, 0)).collect();
-        for item in &batch.unreadable {
-            blocked.entry(item.wallet_id.to_string()).or_insert(item.position);
-        }
-        Ok(Some(blocked))
+    fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        self.runtime.block_on(unless_stopped(&self.stop, self.pool.begin()))
     }
 
-    /// Parks what waits behind a parked event of its wallet, and what cannot be read.
-    async fn park_blocked(
+    /// Moves the checkpoints and tells which wallets' events are to be parked from where on; `None` if another runner has
+    /// moved a checkpoint.
+    fn enter(&self, transaction: &mut PgConnection, batch: &Batch) -> Result<Option<Blocked>, sqlx::Error> {
+        let entering = async {
+            if !move_checkpoints(transaction, &self.name, &batch.moves).await? {
+                return Ok(None);
+            }
+            let parked = parked_wallets(transaction, &self.name, &batch.wallets()).await?;
+            let mut blocked: Blocked = parked.into_iter().map(|wallet| (wallet, 0)).collect();
+            for item in &batch.unreadable {
+                blocked.entry(item.wallet_id.to_string()).or_insert(item.position);
+            }
+            Ok(Some(blocked))
+        };
+        self.runtime.block_on(entering)
+    }
+
+    /// Parks, in order, the events found to be refused, what cannot be read, and what waits behind either; and keeps what
+    /// is foreign.
+    fn park_rest(
         &self,
         transaction: &mut PgConnection,
         batch: &Batch,
         blocked: &Blocked,
+        refused: Vec<ParkedRecord>,
     ) -> Result<(), sqlx::Error> {
-        let mut parked = Vec::new();
-        for (event, origin) in batch.events.iter().zip(&batch.origins) {
-            // The culprit itself, at the very position, has been parked where it failed.
-            if blocked.get(event.wallet_id.as_str()).is_some_and(|from| event.position > *from) {
-                let failure =
-                    Failure { attempts: 0, ..Failure::now("BEHIND", "an earlier event of this wallet is parked") };
-                parked.push(parked_event(event, origin, failure));
+        if blocked.is_empty() && batch.foreign.is_empty() {
+            return Ok(());
+        }
+        let refused_at: BTreeSet<Option<Position>> = refused.iter().map(|record| record.position).collect();
+        let mut parked = refused;
+        for (at, event) in batch.events.iter().enumerate() {
+            if is_blocked(blocked, event) && !refused_at.contains(&Some(event.position)) {
+                parked.push(batch.parked(at, Failure::behind()));
             }
         }
         for item in &batch.unreadable {
-            let error = item.event.as_ref().err().cloned().unwrap_or_default();
+            let error = item.event.as_ref().err().map_or("", String::as_str);
             tracing::error!(
                 projection = self.name, wallet = %item.wallet_id, position = item.position, error,
                 "an event cannot be read; it is parked, and its wallet behind it"
             );
-            parked.push(parked_item(item, Failure::now("DECODE", error)));
+            let failure = Failure::unreadable(error);
+            parked.push(failure.of_event(&item.wallet_id, item.position, item.partition, item.record.as_ref()));
         }
         parked.sort_by_key(|record| record.position);
-        for record in &parked {
-            park(transaction, &self.name, record).await?;
-        }
-        Ok(())
+        parked.extend(batch.foreign.iter().map(|foreign| Failure::foreign(&foreign.reason).of_record(&foreign.record)));
+        self.runtime.block_on(park(transaction, &self.name, &parked))
     }
 }
 
-fn is_blocked(blocked: &Blocked, event: &EventRecord) -> bool {
-    blocked.get(event.wallet_id.as_str()).is_some_and(|from| event.position >= *from)
-}
-
-fn parked_event(event: &EventRecord, origin: &Origin, failure: Failure) -> ParkedRecord {
-    let wallet_id = Some(event.wallet_id.to_string());
-    match &origin.record {
-        Some(record) => parked_record(record, wallet_id, Some(event.position), failure),
-        None => without_record(origin.partition, wallet_id, Some(event.position), failure),
+/// A connection may take long to get while the database is away; a stop does not wait for it.
+pub(super) async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    getting: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    tokio::select! {
+        got = getting => got,
+        () = stop.cancelled() => Err(sqlx::Error::PoolClosed),
     }
-}
-
-fn parked_item(item: &Item, failure: Failure) -> ParkedRecord {
-    let wallet_id = Some(item.wallet_id.to_string());
-    match &item.record {
-        Some(record) => parked_record(record, wallet_id, Some(item.position), failure),
-        None => without_record(item.partition, wallet_id, Some(item.position), failure),
-    }
-}
-
-/// An event that was read from the log: the log has its bytes, under its position.
-fn without_record(
-    partition: i32,
-    wallet_id: Option<String>,
-    position: Option<Position>,
-    failure: Failure,
-) -> ParkedRecord {
-    ParkedRecord {
-        wallet_id,
-        position,
-        topic: EVENTS_TOPIC,
-        partition,
-        kafka_offset: None,
-        record_time: None,
-        key: None,
-        value: None,
-        headers: serde_json::Value::Array(Vec::new()),
-        error_class: failure.class,
-        error: failure.error,
-        attempts: failure.attempts,
-        first_failed_at: failure.first_failed_at,
-        last_failed_at: Utc::now(),
-    }
-}
-
-fn parked_record(
-    record: &ConsumedRecord,
-    wallet_id: Option<String>,
-    position: Option<Position>,
-    failure: Failure,
-) -> ParkedRecord {
-    let header = |(name, value): &(String, Option<Vec<u8>>)| {
-        let value = value.as_deref().map(|bytes| match std::str::from_utf8(bytes) {
-            // PostgreSQL's JSON holds no NUL.
-            Ok(text) if !text.contains('\0') => serde_json::Value::from(text),
-            _ => serde_json::json!({ "hex": hex(bytes) }),
-        });
-        serde_json::json!([name.replace('\0', "\u{fffd}"), value])
-    };
-    ParkedRecord {
-        kafka_offset: Some(record.offset),
-        record_time: record.timestamp_ms.and_then(DateTime::from_timestamp_millis),
-        key: record.key.clone(),
-        value: record.value.clone(),
-        headers: record.headers.iter().map(header).collect(),
-        ..without_record(record.partition, wallet_id, position, failure)
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -14,14 +14,57 @@
 //! deduplicates by the `position` header: one event has one position for ever, and within a partition positions only grow.
 //!
 //! # Where the truth is
-//! Within a partition positions strictly increase, so a checkpoint is one number a partition: everything of this
-//! partition up to that position is in the tables. The Kafka offset beside it is only a hint where to go on reading. The
-//! record found there must be the one that the checkpoint names; where it is not (a topic made anew, another cluster,
-//! records that retention has removed) what is missing is read from the log itself.
+//! Within a partition positions strictly increase, so a checkpoint is one number a partition: every event of this
+//! partition up to that position is in the tables. It moves only with the rows that it stands for, from the value that the runner
+//! believes it to have, so a runner that no longer owns a partition writes nothing. The Kafka offset beside it is a hint where
+//! to go on reading. Whether anything lies between the checkpoint and the record found there is for the log to say, and what
+//! the topic does not have (it was made anew, it is another cluster's, retention was faster) is read from the log.
+//!
+//! # When an event cannot be applied
+//! - [`ApplyError::Transient`] (the database is away, a deadlock, a broken table) is tried again for as long as it lasts, with
+//!   the partitions paused and the group membership kept.
+//! - [`ApplyError::Permanent`] (an invariant is broken, a value does not fit, the handler panics) and events that cannot be read
+//!   are about that event alone. It is tried a few times more, then it is parked: kept in `parked_records`, and every later event of
+//!   the same wallet behind it, in order. All other wallets go on.
+//! - A record that is not the relay's (no key, a position that the log does not have, another event's) is kept there too, but holds
+//!   nobody back.
+//!
+//! # A projection of one's own
+//! ```
+//! use wallex::kafka::EventRecord;
+//! use wallex::postgres::{PgConnection, sqlx};
+//! use wallex::projection::{ApplyError, Projection};
+//!
+//! /// How many events there have been.
+//! struct Count;
+//!
+//! impl Projection for Count {
+//!     fn name(&self) -> &str {
+//!         "count"
+//!     }
+//!
+//!     async fn prepare(&mut self, transaction: &mut PgConnection) -> Result<(), ApplyError> {
+//!         let table = "CREATE TABLE IF NOT EXISTS event_counts (currency text PRIMARY KEY, events bigint NOT NULL)";
+//!         sqlx::query(table).execute(transaction).await?;
+//!         Ok(())
+//!     }
+//!
+//!     async fn apply(&mut self, events: &[EventRecord], transaction: &mut PgConnection) -> Result<(), ApplyError> {
+//!         let count = "INSERT INTO event_counts SELECT currency, count(*) FROM unnest($1::text[]) AS currency GROUP BY currency
+//!                      ON CONFLICT (currency) DO UPDATE SET events = event_counts.events + excluded.events";
+//!         let currencies: Vec<&str> = events.iter().map(|record| record.event.currency().code()).collect();
+//!         sqlx::query(count).bind(currencies).execute(transaction).await?;
+//!         Ok(())
+//!     }
+//! }
+//! ```
 
 mod apply;
 mod assignment;
+mod gaps;
+mod intake;
 mod ledger;
+mod parking;
 mod read_model;
 mod record;
 mod runner;
@@ -31,11 +74,11 @@ use std::future::Future;
 use thiserror::Error;
 
 use crate::kafka::EventRecord;
-use crate::postgres::{PgConnection, is_transient, sqlx};
+use crate::postgres::{PgConnection, is_about_the_data, sqlx};
 
 pub use ledger::{LEDGER_PROJECTOR, LedgerProjection};
 pub use read_model::{READ_MODEL_PROJECTOR, ReadModelProjection};
-pub use runner::{ProjectionRunner, RunnerError, RunnerOptions};
+pub use runner::{ProjectionRunner, RunnerError, RunnerOptions, RunnerState};
 
 /// The projections that wallex itself keeps.
 pub const BUILT_IN: [&str; 2] = [LEDGER_PROJECTOR, READ_MODEL_PROJECTOR];
@@ -45,7 +88,8 @@ pub trait Projection: Send + 'static {
     /// Its name, which is its consumer group too. It names the checkpoints, so it never changes.
     fn name(&self) -> &str;
 
-    /// Makes its tables, if it needs any. Called once, before the first event, in a transaction of its own.
+    /// Makes its tables, if it needs any and they are not there yet. Called when a runner starts, before the first event, in a
+    /// transaction of its own; one runner of this name after the other.
     fn prepare(&mut self, transaction: &mut PgConnection) -> impl Future<Output = Result<(), ApplyError>> + Send {
         let _ = transaction;
         async { Ok(()) }
@@ -63,10 +107,12 @@ pub trait Projection: Send + 'static {
     ) -> impl Future<Output = Result<(), ApplyError>> + Send;
 }
 
-/// Why events could not be applied.
+/// Why events could not be applied. What the database says is sorted by `From<sqlx::Error>`: only what it says about the values
+/// (classes 22 and 23: out of range, a constraint broken, and the like), or what a row cannot be read for, is permanent.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// It may well go later: the database is away, or somebody was in the way. Retried for as long as it lasts.
+    /// It is not about these events: the database is away, somebody was in the way, a table is missing. Any other event would
+    /// fare the same, so nothing is parked: it is tried again for as long as it lasts.
     #[error("{0}")]
     Transient(String),
     /// It will not go however often it is tried. The event is parked, and its wallet behind it; the others go on.
@@ -76,10 +122,10 @@ pub enum ApplyError {
 
 impl From<sqlx::Error> for ApplyError {
     fn from(error: sqlx::Error) -> Self {
-        if is_transient(&error) {
-            ApplyError::Transient(error.to_string())
-        } else {
+        if is_about_the_data(&error) {
             ApplyError::Permanent(error.to_string())
+        } else {
+            ApplyError::Transient(error.to_string())
         }
     }
 }

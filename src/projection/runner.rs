@@ -1,45 +1,42 @@
 //! The runner: a thread that polls, applies and keeps checkpoints. A thread and not a task, because librdkafka's poll
 //! blocks, and because plain sequential code is what can be read when it matters.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use crate::kafka::{
-    ConsumedRecord, EVENTS_PARTITIONS, EVENTS_TOPIC, GroupConsumer, KafkaConfig, KafkaError, partition_of,
-};
-use crate::log::{EventLog, LogError, Position};
-use crate::postgres::sqlx::PgPool;
-use crate::postgres::{Checkpoint, CheckpointMove, Database, event_ids, load_checkpoints, published};
-use crate::projection::apply::{Applied, Applier, Batch};
-use crate::projection::assignment::{Assigned, Place, begin_at};
-use crate::projection::record::{Foreign, Item};
+use crate::kafka::{ConsumedRecord, EVENTS_TOPIC, GroupConsumer, KafkaConfig, KafkaError, is_fatal};
+use crate::log::{EventLog, LogError};
+use crate::postgres::sqlx::{self, PgPool};
+use crate::postgres::{Checkpoint, Database, load_checkpoints};
+use crate::projection::apply::{Applier, unless_stopped};
+use crate::projection::assignment::Assigned;
+use crate::projection::gaps::Looks;
 use crate::projection::{ApplyError, Projection};
 
-/// How long a poll waits for a record: this is also how soon a stop is noticed.
+/// How long a poll waits for a record at most: this is also how soon a stop is noticed.
 const POLL_PATIENCE: Duration = Duration::from_millis(100);
+/// How often offsets are mirrored to Kafka while records come.
+const MIRROR_EVERY: Duration = Duration::from_millis(100);
+/// The waits between attempts while something is away, before jitter.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
 /// Under load, how long to gather more records for one transaction: a commit costs the same for ten as for a hundred.
 const GATHER: Duration = Duration::from_millis(10);
 /// The load is on if the last records came less than this ago.
 const UNDER_LOAD: Duration = Duration::from_millis(40);
-/// After the last record, how soon the runner looks whether it is through; it looks less and less often then.
-const IDLE_LOOK_MIN: Duration = Duration::from_millis(20);
-const IDLE_LOOK_MAX: Duration = Duration::from_secs(1);
-/// How many events are read from the log at once, where the topic does not have them.
-const FILL_PAGE: usize = 2_000;
 
 /// Bounds of a runner.
 #[derive(Clone, Debug)]
 pub struct RunnerOptions {
-    /// How many events are applied in one transaction at most.
+    /// How many events are applied in one transaction at most; at least 1.
     pub batch_max: usize,
 }
 
@@ -49,12 +46,34 @@ impl Default for RunnerOptions {
     }
 }
 
-/// Why a runner ended by itself.
+/// What a runner is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunnerState {
+    /// It has not joined its group yet.
+    Starting,
+    /// It is at work on these partitions, in order; there may be none while the group is being balanced.
+    Running {
+        /// The partitions' numbers.
+        partitions: Vec<i32>,
+    },
+    /// It would go on but cannot now, and tries again by itself.
+    HeldUp {
+        /// What is in its way, in words for an operator.
+        reason: String,
+    },
+}
+
+/// Why a runner ended by itself. Outages are not among the reasons: it waits until they are over.
 #[derive(Debug, Error)]
 pub enum RunnerError {
-    /// The consumer could not be made: a setting that librdkafka refuses.
-    #[error("the consumer cannot be made: {0}")]
-    Consumer(String),
+    /// The consumer could not be made, by a setting that librdkafka refuses; or it can never go on.
+    #[error("the consumer of group {group}: {reason}")]
+    Consumer {
+        /// The consumer group.
+        group: String,
+        /// What librdkafka says.
+        reason: String,
+    },
     /// The projection's tables could not be made.
     #[error("the projection cannot be prepared: {0}")]
     Prepare(String),
@@ -63,33 +82,49 @@ pub enum RunnerError {
     Thread(String),
 }
 
-/// Runs a projection.
+/// Runs a projection as a member of the consumer group of its name. Any number of them, in any number of processes, share the
+/// partitions.
 pub struct ProjectionRunner<P, L> {
     projection: P,
     database: Database,
     log: L,
     kafka: KafkaConfig,
     options: RunnerOptions,
+    state: watch::Sender<RunnerState>,
 }
 
 impl<P: Projection, L: EventLog> ProjectionRunner<P, L> {
-    /// A runner; [`ProjectionRunner::run`] starts it.
+    /// A runner; [`ProjectionRunner::run`] starts it. The log must be the one in this database.
     pub fn new(projection: P, database: Database, log: L, kafka: KafkaConfig, options: RunnerOptions) -> Self {
-        ProjectionRunner { projection, database, log, kafka, options }
+        let state = watch::Sender::new(RunnerState::Starting);
+        ProjectionRunner { projection, database, log, kafka, options, state }
     }
 
-    /// Runs until stopped. Whatever is away meanwhile, database or broker, is waited for.
+    /// What it is doing, to be asked for before it runs and watched from then on.
+    pub fn state(&self) -> watch::Receiver<RunnerState> {
+        self.state.subscribe()
+    }
+
+    /// Runs until stopped, or until this future is dropped. Whatever is away meanwhile, database or broker, is waited for.
     ///
     /// # Errors
     /// [`RunnerError`], for what waiting will not mend.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunnerError> {
         let (done, ended) = oneshot::channel();
         let runtime = Handle::current();
+        let stop = stop.child_token();
+        let _stopped_with_this = stop.clone().drop_guard();
         std::thread::Builder::new()
             .name(self.projection.name().chars().take(15).collect())
             .spawn(move || {
+                // A connection that is dropped half-way, as after a refusal, is cleaned up by a task.
+                let handle = runtime.clone();
+                let _entered = handle.enter();
+                let name = self.projection.name().to_owned();
+                let ran = Loop::run(self, runtime, stop);
+                tracing::debug!(projection = name, ?ran, "runner ended");
                 // Nobody listens any more if the caller has been dropped.
-                let _ = done.send(Loop::run(self, runtime, stop));
+                let _ = done.send(ran);
             })
             .map_err(|error| RunnerError::Thread(error.to_string()))?;
         ended.await.map_err(|_| RunnerError::Thread("it ended without a word".to_owned()))?
@@ -97,24 +132,45 @@ impl<P: Projection, L: EventLog> ProjectionRunner<P, L> {
 }
 
 /// The runner at work, on its own thread.
-struct Loop<P, L> {
-    name: String,
-    applier: Applier<P>,
-    pool: PgPool,
-    log: L,
-    consumer: GroupConsumer<Assigned>,
-    assigned: Arc<Assigned>,
-    runtime: Handle,
-    options: RunnerOptions,
-    stop: CancellationToken,
+pub(super) struct Loop<P, L> {
+    pub(super) name: String,
+    pub(super) applier: Applier<P>,
+    pub(super) pool: PgPool,
+    pub(super) log: L,
+    pub(super) consumer: GroupConsumer<Assigned>,
+    pub(super) assigned: Arc<Assigned>,
+    pub(super) runtime: Handle,
+    pub(super) options: RunnerOptions,
+    pub(super) stop: CancellationToken,
+    pub(super) looks: Looks,
+    /// Offsets that Kafka has not been told yet, by partition.
+    pub(super) mirror: BTreeMap<i32, i64>,
+    mirrored_at: Instant,
+    /// Records that came while something else was waited for.
+    waiting: Vec<ConsumedRecord>,
 }
 
-/// What kept records from being dealt with.
-enum Setback {
+/// What kept an attempt from going well.
+pub(super) enum Setback {
     /// It will go later; why it did not.
     Later(String),
-    /// Another runner has the partition: the rest of these records is its business.
+    /// Another runner has moved a checkpoint.
     Fenced,
+}
+
+/// Why what was begun is not gone on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interrupted {
+    /// The runner is being stopped.
+    Stopped,
+    /// Another runner has moved a checkpoint: what is in hand may be its business now.
+    Fenced,
+}
+
+impl From<String> for Setback {
+    fn from(reason: String) -> Self {
+        Setback::Later(reason)
+    }
 }
 
 impl From<ApplyError> for Setback {
@@ -124,8 +180,8 @@ impl From<ApplyError> for Setback {
     }
 }
 
-impl From<crate::postgres::sqlx::Error> for Setback {
-    fn from(error: crate::postgres::sqlx::Error) -> Self {
+impl From<sqlx::Error> for Setback {
+    fn from(error: sqlx::Error) -> Self {
         Setback::Later(error.to_string())
     }
 }
@@ -136,342 +192,180 @@ impl From<LogError> for Setback {
     }
 }
 
-impl From<KafkaError> for Setback {
-    fn from(error: KafkaError) -> Self {
-        Setback::Later(error.to_string())
-    }
-}
-
 impl<P: Projection, L: EventLog> Loop<P, L> {
     fn run(runner: ProjectionRunner<P, L>, runtime: Handle, stop: CancellationToken) -> Result<(), RunnerError> {
-        let ProjectionRunner { projection, database, log, kafka, options } = runner;
+        let ProjectionRunner { projection, database, log, kafka, options, state } = runner;
         let name = projection.name().to_owned();
         let pool = database.by_index().clone();
-        let mut applier = Applier::new(projection, pool.clone(), runtime.clone());
+        let mut applier = Applier::new(projection, pool.clone(), runtime.clone(), stop.clone());
         let mut waits = backoff();
         while let Err(error) = applier.prepare() {
             match error {
                 ApplyError::Permanent(reason) => return Err(RunnerError::Prepare(reason)),
-                ApplyError::Transient(reason) => wait(&name, &reason, &mut waits, &stop, &runtime),
+                ApplyError::Transient(reason) => {
+                    state.send_replace(RunnerState::HeldUp { reason: reason.clone() });
+                    wait(&name, &reason, &mut waits, &stop, &runtime);
+                }
             }
             if stop.is_cancelled() {
                 return Ok(());
             }
         }
-        let assigned = Arc::new(Assigned::new(checkpoints_loader(&name, &pool, &runtime, &stop)));
+        let load = checkpoints_loader(&name, &pool, &runtime, &stop);
+        let assigned = Arc::new(Assigned::new(load, state));
         let consumer = GroupConsumer::join(&kafka, &name, EVENTS_TOPIC, Arc::clone(&assigned))
-            .map_err(|error| RunnerError::Consumer(error.to_string()))?;
-        Loop { name, applier, pool, log, consumer, assigned, runtime, options, stop }.go();
-        Ok(())
+            .map_err(|error| RunnerError::Consumer { group: name.clone(), reason: error.to_string() })?;
+        let mut this = Loop {
+            name,
+            applier,
+            pool,
+            log,
+            consumer,
+            assigned,
+            runtime,
+            options,
+            stop,
+            looks: Looks::default(),
+            mirror: BTreeMap::new(),
+            mirrored_at: Instant::now(),
+            waiting: Vec::new(),
+        };
+        let ran = this.go();
+        this.mirror_offsets();
+        ran
     }
 
-    fn go(mut self) {
-        let mut looks = Looks::default();
+    fn go(&mut self) -> Result<(), RunnerError> {
         let mut waits = backoff();
-        let mut last_records: Option<Instant> = None;
         while !self.stop.is_cancelled() {
-            match self.consumer.poll(looks.patience(), self.options.batch_max) {
-                Ok(records) if records.is_empty() => {}
-                Ok(mut records) => {
-                    if last_records.is_some_and(|at| at.elapsed() < UNDER_LOAD)
-                        && records.len() < self.options.batch_max
-                    {
-                        std::thread::sleep(GATHER);
-                        let room = self.options.batch_max - records.len();
-                        records.extend(self.consumer.poll(Duration::ZERO, room).unwrap_or_default());
-                    }
-                    self.deal_with(records);
-                    last_records = Some(Instant::now());
-                    looks = Looks::default();
-                    waits = backoff();
+            let records = match self.next_records() {
+                Ok(records) => records,
+                Err(error) if is_fatal(&error) => {
+                    return Err(RunnerError::Consumer { group: self.name.clone(), reason: error.to_string() });
+                }
+                Err(error) => {
+                    wait(&self.name, &error.to_string(), &mut waits, &self.stop, &self.runtime);
                     continue;
                 }
-                Err(error) => wait(&self.name, &error.to_string(), &mut waits, &self.stop, &self.runtime),
-            }
-            if looks.is_due() {
-                match self.look_whether_through() {
-                    Ok(()) => {}
-                    Err(Setback::Fenced) => self.reload(),
-                    Err(Setback::Later(reason)) => {
-                        tracing::debug!(projection = self.name, reason, "not known how far it is")
-                    }
-                }
-                looks.looked();
-            }
-        }
-    }
-
-    /// Deals with records, for as long as it takes. Meanwhile the partitions are paused and the consumer polled, so that the
-    /// group does not take this member for dead.
-    fn deal_with(&mut self, mut records: Vec<ConsumedRecord>) {
-        let mut waits = backoff();
-        let mut paused = false;
-        loop {
-            match self.try_to_deal_with(&records) {
-                Ok(()) => break,
-                Err(Setback::Fenced) => {
-                    tracing::warn!(projection = self.name, "another runner has moved a checkpoint; reading it again");
-                    self.reload();
-                    break;
-                }
-                Err(Setback::Later(reason)) => {
-                    self.consumer.pause();
-                    paused = true;
-                    wait(&self.name, &reason, &mut waits, &self.stop, &self.runtime);
-                    // A partition that has just come is not paused yet: what it brings is dealt with in its turn.
-                    records.extend(self.consumer.poll(Duration::ZERO, self.options.batch_max).unwrap_or_default());
-                    if self.stop.is_cancelled() {
-                        return;
-                    }
-                }
-            }
-        }
-        if paused {
-            tracing::info!(projection = self.name, "going on");
-            self.consumer.resume();
-        }
-    }
-
-    /// Deals with records in order. May be called again with the same ones: those that are done are passed over.
-    fn try_to_deal_with(&mut self, records: &[ConsumedRecord]) -> Result<(), Setback> {
-        let mut items = Vec::with_capacity(records.len());
-        for record in records {
-            items.push(Item::read(record.clone()));
-        }
-        let genuine = self.genuine(&items)?;
-        let mut gathering = Gathering::default();
-        for item in items {
-            let (partition, offset) = match &item {
-                Ok(item) => (item.partition, item.record.as_ref().map_or(0, |record| record.offset)),
-                Err(foreign) => (foreign.record.partition, foreign.record.offset),
             };
-            let item = item.and_then(|item| match genuine.get(&item.position) {
-                Some(id) if item.event.as_ref().map_or(true, |event| event.event_id == *id) => Ok(item),
-                _ => Err(Box::new(item.into_foreign())),
-            });
-            let Some(place) = gathering.place(&self.assigned, partition) else {
-                // Revoked meanwhile: its new owner reads it.
-                continue;
+            let outcome = if records.is_empty() {
+                self.rest()
+            } else {
+                waits = backoff();
+                self.work(records)
             };
-            let continues = place.continues_at == Some(offset);
-            match item {
-                Ok(item) if item.position <= place.checkpoint.position => place.pass_over(offset, item.position),
-                Ok(item) => {
-                    if !continues {
-                        self.flush(&mut gathering)?;
-                        self.fill(item.position - 1)?;
-                    }
-                    let Some(place) = gathering.place(&self.assigned, partition) else { continue };
-                    place.advance(offset, Some(item.position));
-                    gathering.batch.push(item);
-                }
-                Err(_) if place.continues_at.is_some_and(|at| offset < at) => {}
-                Err(foreign) => {
-                    let reason = &foreign.reason;
-                    tracing::warn!(
-                        projection = self.name,
-                        partition,
-                        offset,
-                        reason,
-                        "a foreign record; it is kept aside"
-                    );
-                    place.advance(offset, None);
-                    gathering.batch.foreign.push(*foreign);
-                }
-            }
-            if gathering.batch.len() >= self.options.batch_max {
-                self.flush(&mut gathering)?;
+            match outcome {
+                Ok(()) => {}
+                Err(Interrupted::Stopped) => break,
+                Err(Interrupted::Fenced) => self.begin_again(),
             }
         }
-        self.flush(&mut gathering)
+        Ok(())
     }
 
-    /// The ids of the log's events at the items' positions: only what stands in the log is applied, whoever wrote the
-    /// record.
-    fn genuine(&self, items: &[Result<Item, Box<Foreign>>]) -> Result<HashMap<Position, Uuid>, Setback> {
-        let new =
-            |item: &&Item| self.assigned.position(item.partition).is_some_and(|position| item.position > position);
-        let ours = items.iter().filter_map(|item| item.as_ref().ok());
-        // What is passed over needs no proof, and what a foreign record claims is looked at too.
-        let positions: Vec<Position> = ours.clone().filter(new).map(|item| item.position).collect();
-        let mut ids: HashMap<Position, Uuid> = self
-            .runtime
-            .block_on(async {
-                let mut connection = self.pool.acquire().await?;
-                event_ids(&mut connection, &positions).await
-            })?
-            .into_iter()
-            .collect();
-        for item in ours.filter(|item| !new(item)) {
-            ids.entry(item.position).or_insert_with(|| item.event.as_ref().map_or(Uuid::nil(), |event| event.event_id));
+    fn next_records(&mut self) -> Result<Vec<ConsumedRecord>, KafkaError> {
+        if !self.waiting.is_empty() {
+            return Ok(std::mem::take(&mut self.waiting));
         }
-        Ok(ids)
-    }
-
-    /// Makes what was gathered durable.
-    fn flush(&mut self, gathering: &mut Gathering) -> Result<(), Setback> {
-        let Gathering { mut batch, places } = std::mem::take(gathering);
-        if places.is_empty() {
-            return Ok(());
-        }
+        let patience = self.looks.until_next().clamp(Duration::from_millis(1), POLL_PATIENCE);
+        let mut records = self.consumer.poll(patience, self.options.batch_max);
+        if let Ok(records) = &mut records
+            && (1..self.options.batch_max).contains(&records.len())
+            && self.looks.idle_for() < UNDER_LOAD
         {
-            let now = self.assigned.places();
-            for (partition, place) in &places {
-                let Some(before) = now.get(partition) else { continue };
-                if before.checkpoint != place.checkpoint {
-                    batch.moves.push(CheckpointMove { from: before.checkpoint.position, to: place.checkpoint.clone() });
-                }
-            }
+            std::thread::sleep(GATHER);
+            // An error here comes again with the next poll, if it lasts.
+            records
+                .extend(self.consumer.poll(Duration::ZERO, self.options.batch_max - records.len()).unwrap_or_default());
         }
-        if !batch.is_empty() && self.applier.apply(&batch)? == Applied::Fenced {
-            return Err(Setback::Fenced);
+        if self.assigned.take_change() {
+            // What has just been assigned is given time to come.
+            self.looks.records_came();
         }
-        let mut offsets = Vec::with_capacity(places.len());
-        let mut now = self.assigned.places();
-        for (partition, place) in places {
-            offsets.extend(place.checkpoint.next_offset.map(|offset| (partition, offset)));
-            if let Some(kept) = now.get_mut(&partition) {
-                *kept = place;
-            }
+        records
+    }
+
+    fn work(&mut self, records: Vec<ConsumedRecord>) -> Result<(), Interrupted> {
+        self.deal_with(records)?;
+        self.looks.records_came();
+        if self.mirrored_at.elapsed() >= MIRROR_EVERY {
+            self.mirror_offsets();
         }
-        drop(now);
-        if !batch.moves.is_empty() {
+        if self.looks.is_overdue() {
+            self.look()?;
+            self.looks.looked();
+        }
+        Ok(())
+    }
+
+    fn rest(&mut self) -> Result<(), Interrupted> {
+        if self.looks.until_next().is_zero() {
+            self.look()?;
+            self.looks.looked();
+            self.mirror_offsets();
+        }
+        Ok(())
+    }
+
+    /// Tells Kafka how far the tables are, for those who look there.
+    fn mirror_offsets(&mut self) {
+        self.mirrored_at = Instant::now();
+        let mut offsets = std::mem::take(&mut self.mirror);
+        offsets.retain(|partition, _| self.assigned.places().contains_key(partition));
+        if !offsets.is_empty() {
             self.consumer.commit(&offsets);
         }
-        Ok(())
     }
 
-    /// Applies from the log what the topic may lack: for each partition whose topic has not shown the record that its
-    /// checkpoint names, every event up to `to`.
-    fn fill(&mut self, to: Position) -> Result<(), Setback> {
-        let lacking: BTreeMap<i32, Position> = {
-            let places = self.assigned.places();
-            let lacks = |place: &&Place| place.continues_at.is_none() && place.checkpoint.position < to;
-            places.values().filter(lacks).map(|place| (place.checkpoint.partition, place.checkpoint.position)).collect()
-        };
-        let Some(mut from) = lacking.values().min().copied() else {
-            return Ok(());
-        };
-        let mut filled = 0;
-        while from < to {
-            let page = self.runtime.block_on(self.log.read(from, FILL_PAGE.min((to - from) as usize)))?;
-            // Committed positions have no gap, so a page that ends early means that `to` is not in the log.
-            let Some(last) = page.last().map(|event| event.position) else {
-                return Err(Setback::Later(format!("the log ends at {from}, though the topic goes on to {to}")));
-            };
-            let mut gathering = Gathering::default();
-            for recorded in &page {
-                let partition = partition_of(recorded.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
-                if lacking.get(&partition).is_some_and(|position| recorded.position > *position) {
-                    gathering.batch.push(Item::from_log(partition, recorded));
-                    filled += 1;
+    /// Attempts something for as long as it takes. Meanwhile the partitions are paused and the consumer is polled, so that
+    /// the group does not take this member for dead.
+    pub(super) fn persevere<T>(
+        &mut self,
+        mut attempt: impl FnMut(&mut Self) -> Result<T, Setback>,
+    ) -> Result<T, Interrupted> {
+        let mut waits = backoff();
+        let mut was_held_up = false;
+        let ended = loop {
+            match attempt(self) {
+                Ok(done) => break Ok(done),
+                Err(Setback::Fenced) => break Err(Interrupted::Fenced),
+                Err(Setback::Later(_)) if self.stop.is_cancelled() => return Err(Interrupted::Stopped),
+                Err(Setback::Later(reason)) => {
+                    was_held_up = true;
+                    self.assigned.is_held_up(&reason);
+                    self.stay_a_member();
+                    wait(&self.name, &reason, &mut waits, &self.stop, &self.runtime);
                 }
             }
-            for partition in lacking.keys() {
-                if let Some(place) = gathering.place(&self.assigned, *partition) {
-                    place.checkpoint.position = place.checkpoint.position.max(last);
-                }
-            }
-            self.flush(&mut gathering)?;
-            from = last;
+        };
+        if was_held_up {
+            tracing::info!(projection = self.name, "going on");
+            self.assigned.is_running();
+            self.consumer.resume();
         }
-        if filled > 0 {
-            tracing::info!(
-                projection = self.name,
-                filled,
-                to,
-                "events that the topic did not have were read from the log"
-            );
-        }
-        Ok(())
+        ended
     }
 
-    /// Moves the checkpoints of partitions that have nothing left to read up to what the relay has published, so that a
-    /// restart need not look at their past again, and so that everybody can see that this projection is through.
-    fn look_whether_through(&mut self) -> Result<(), Setback> {
-        // The order is what makes it right: everything up to `through` was in the topic before the ends are asked for. So a
-        // partition whose end we have reached has shown us everything up to `through` that it holds.
-        let through = self.runtime.block_on(published(&self.pool))?;
-        self.fill(through)?;
-        let behind: Vec<i32> = {
-            let places = self.assigned.places();
-            places
-                .values()
-                .filter(|place| place.checkpoint.position < through)
-                .map(|place| place.checkpoint.partition)
-                .collect()
-        };
-        if behind.is_empty() {
-            return Ok(());
+    /// Polls without taking anything on: what comes all the same, from partitions that have just been assigned, waits.
+    pub(super) fn stay_a_member(&mut self) {
+        self.consumer.pause();
+        match self.consumer.poll(Duration::ZERO, self.options.batch_max) {
+            Ok(records) => self.waiting.extend(records),
+            Err(error) => tracing::debug!(projection = self.name, %error, "polling while held up"),
         }
-        let ends = self.consumer.ends(&behind)?;
-        let mut gathering = Gathering::default();
-        for (partition, end) in ends {
-            if let Some(place) = gathering.place(&self.assigned, partition)
-                && place.continues_at == Some(end)
-            {
-                place.checkpoint.position = place.checkpoint.position.max(through);
-            }
-        }
-        gathering.places.retain(|_, place| place.checkpoint.position == through);
-        self.flush(&mut gathering)
     }
 
     /// Reads the checkpoints again and goes on from there.
-    fn reload(&mut self) {
-        let partitions = self.assigned.partitions();
-        let load = checkpoints_loader(&self.name, &self.pool, &self.runtime, &self.stop);
-        for checkpoint in load(&partitions).unwrap_or_default() {
-            let (partition, begin) = (checkpoint.partition, begin_at(&checkpoint));
-            if let Some(place) = self.assigned.places().get_mut(&partition) {
-                *place = checkpoint.into();
-            }
-            if let Err(error) = self.consumer.seek(partition, begin) {
-                // The next record does not continue the checkpoint then, and what is missing is read from the log.
+    fn begin_again(&mut self) {
+        tracing::warn!(projection = self.name, "another runner has moved a checkpoint; reading it again");
+        self.waiting.clear();
+        self.mirror.clear();
+        for (partition, offset) in self.assigned.reload().unwrap_or_default() {
+            if let Err(error) = self.consumer.seek(partition, offset) {
+                // Wherever it reads on instead: the log is asked what lies between.
                 tracing::warn!(projection = self.name, partition, %error, "could not go back to the checkpoint's offset");
             }
         }
-    }
-}
-
-/// What is applied next, and where each partition will be after it.
-#[derive(Default)]
-struct Gathering {
-    batch: Batch,
-    places: BTreeMap<i32, Place>,
-}
-
-impl Gathering {
-    /// The place of a partition after what has been gathered; `None` if the runner no longer has it.
-    fn place(&mut self, assigned: &Assigned, partition: i32) -> Option<&mut Place> {
-        match self.places.entry(partition) {
-            Entry::Occupied(gathered) => Some(gathered.into_mut()),
-            Entry::Vacant(first) => Some(first.insert(assigned.places().get(&partition)?.clone())),
-        }
-    }
-}
-
-impl Place {
-    /// A record that is in the tables already. If it is the very one that the checkpoint names, the topic is the one that
-    /// the checkpoint was made on.
-    fn pass_over(&mut self, offset: i64, position: Position) {
-        let is_the_one =
-            self.checkpoint.next_offset == Some(offset + 1) && self.checkpoint.record_position == Some(position);
-        // Anywhere else, the topic has been made anew under us, or it is not yet known to be the same one.
-        self.continues_at = (self.continues_at == Some(offset) || is_the_one).then_some(offset + 1);
-    }
-
-    /// A record that is dealt with now; `position` is none of a foreign one.
-    fn advance(&mut self, offset: i64, position: Option<Position>) {
-        if let Some(position) = position {
-            self.checkpoint.position = position;
-        }
-        // After a foreign record the topic is known to continue only if it was known before.
-        if position.is_some() || self.continues_at == Some(offset) {
-            self.continues_at = Some(offset + 1);
-        }
-        self.checkpoint.next_offset = Some(offset + 1);
-        self.checkpoint.record_position = position;
     }
 }
 
@@ -484,15 +378,14 @@ fn checkpoints_loader(
     let (name, pool, runtime, stop) = (name.to_owned(), pool.clone(), runtime.clone(), stop.clone());
     move |partitions| {
         let mut waits = backoff();
-        loop {
-            match runtime.block_on(load_checkpoints(&pool, &name, partitions)) {
+        while !stop.is_cancelled() {
+            match runtime.block_on(unless_stopped(&stop, load_checkpoints(&pool, &name, partitions))) {
                 Ok(checkpoints) => return Some(checkpoints),
+                Err(_) if stop.is_cancelled() => {}
                 Err(error) => wait(&name, &error.to_string(), &mut waits, &stop, &runtime),
             }
-            if stop.is_cancelled() {
-                return None;
-            }
         }
+        None
     }
 }
 
@@ -504,7 +397,7 @@ fn wait(
     stop: &CancellationToken,
     runtime: &Handle,
 ) {
-    let pause = waits.next().unwrap_or(IDLE_LOOK_MAX);
+    let pause = waits.next().unwrap_or(RETRY_MAX);
     tracing::warn!(projection = name, reason, retry_in_ms = pause.as_millis() as u64, "held up; trying again");
     // Over early if stopped: that is what the time limit is for.
     let _ = runtime.block_on(async { tokio::time::timeout(pause, stop.cancelled()).await });
@@ -512,36 +405,9 @@ fn wait(
 
 fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(2))
+        .with_min_delay(RETRY_MIN)
+        .with_max_delay(RETRY_MAX)
         .with_jitter()
         .without_max_times()
         .build()
-}
-
-/// When an idle runner looks whether it is through: soon after the last record, then less and less often.
-struct Looks {
-    next: Instant,
-    pause: Duration,
-}
-
-impl Default for Looks {
-    fn default() -> Self {
-        Looks { next: Instant::now() + IDLE_LOOK_MIN, pause: IDLE_LOOK_MIN }
-    }
-}
-
-impl Looks {
-    fn patience(&self) -> Duration {
-        self.next.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), POLL_PATIENCE)
-    }
-
-    fn is_due(&self) -> bool {
-        Instant::now() >= self.next
-    }
-
-    fn looked(&mut self) {
-        self.pause = (self.pause * 2).min(IDLE_LOOK_MAX);
-        self.next = Instant::now() + self.pause;
-    }
 }

@@ -63,6 +63,12 @@ impl TestServer {
         }
     }
 
+    /// Kills it, as a crash would. It is started again by itself.
+    pub fn kill(&self) {
+        let pid = self.pid().expect("it runs");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("its end");
+    }
+
     /// A new database with the schema in it.
     pub async fn database(&self) -> TestDatabase {
         self.create(&format!("TEMPLATE {TEMPLATE}")).await
@@ -116,6 +122,22 @@ impl TestDatabase {
     /// The one number that a query answers with.
     pub async fn number(&self, query: &str) -> i64 {
         sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(self.database.pool()).await.expect(query)
+    }
+
+    /// Ends every connection to it and takes no new ones.
+    pub async fn refuse_connections(&self) {
+        self.allow_connections(false).await;
+        self.end_connections().await;
+    }
+
+    /// Takes connections again.
+    pub async fn accept_connections(&self) {
+        self.allow_connections(true).await;
+    }
+
+    async fn allow_connections(&self, allowed: bool) {
+        let statement = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {allowed}", self.name);
+        run_on(&self.server_url, &statement).await.expect("an administrator's statement");
     }
 
     /// Ends every connection to it but the one that asks; how many there were.

@@ -1,0 +1,224 @@
+//! What the topic does not have: the log is asked, and what is missing is read from there.
+//!
+//! A checkpoint stands for *every* event of its partition up to its position, so it moves only to where the log says
+//! there is none in between that was not applied. In the common case the topic itself shows that: its next record is at the
+//! next offset. Wherever it does not (the first record after partitions were assigned, a hole in the offsets, a foreign record,
+//! or no record at all), the log decides. So neither a topic that was made anew, nor one that has lost records, nor a
+//! relay's checkpoint that was made on another topic can make a projection pass over an event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::kafka::{EVENTS_PARTITIONS, partition_of};
+use crate::log::{EventLog, Position};
+use crate::postgres::{last_events_between, published};
+use crate::projection::Projection;
+use crate::projection::apply::unless_stopped;
+use crate::projection::intake::Gathering;
+use crate::projection::record::Item;
+use crate::projection::runner::{Interrupted, Loop};
+
+/// After the last record, how soon the runner looks whether it is through; it looks less and less often then.
+const IDLE_LOOK_MIN: Duration = Duration::from_millis(20);
+/// How often it looks at most while records come, and at least while none do.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+/// How long an event may be published and not come, while no other does, until it is read from the log.
+const TOPIC_PATIENCE: Duration = Duration::from_secs(2);
+/// How much of the log is looked at in one statement, in positions.
+const LOOK_PAGE: Position = 20_000;
+/// How many events are read from the log at once.
+const FILL_PAGE: Position = 1_000;
+/// How often the consumer is polled while it is not read from.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+impl<P: Projection, L: EventLog> Loop<P, L> {
+    /// Applies what the topic lacks of a partition up to a position, if it lacks anything.
+    pub(super) fn close_gap(&mut self, partition: i32, to: Position) -> Result<(), Interrupted> {
+        let Some(mut from) = self.position(partition) else {
+            return Ok(());
+        };
+        while from < to {
+            let end = to.min(from + LOOK_PAGE);
+            if self.lacking(&BTreeMap::from([(partition, from)]), from, end)?.contains(&partition) {
+                return self.fill_beside(partition, to);
+            }
+            from = end;
+        }
+        Ok(())
+    }
+
+    /// Where one partition lacks records, those of which nothing is known yet may well lack the same: one pass over the log
+    /// is for all of them.
+    fn fill_beside(&mut self, partition: i32, to: Position) -> Result<(), Interrupted> {
+        let mut partitions: BTreeSet<i32> = {
+            let places = self.assigned.places();
+            places.iter().filter(|(_, place)| place.continues_at.is_none()).map(|(partition, _)| *partition).collect()
+        };
+        partitions.insert(partition);
+        self.fill(&partitions, to)
+    }
+
+    /// Applies every event of these partitions up to a position, from the log.
+    fn fill(&mut self, partitions: &BTreeSet<i32>, to: Position) -> Result<(), Interrupted> {
+        let beginnings: Vec<Position> = partitions.iter().filter_map(|partition| self.position(*partition)).collect();
+        let Some(first) = beginnings.into_iter().min() else {
+            return Ok(());
+        };
+        let mut from = first;
+        let mut filled = 0;
+        let mut alive_at = Instant::now();
+        while from < to {
+            let limit = FILL_PAGE.min(to - from) as usize;
+            let page = self.persevere(|this| {
+                let page = this.runtime.block_on(this.log.read(from, limit))?;
+                if page.is_empty() {
+                    Err(format!("the log has nothing after position {from}").into())
+                } else {
+                    Ok(page)
+                }
+            })?;
+            let end = page.last().map_or(to, |last| last.position);
+            let mut gathering = Gathering::default();
+            for recorded in &page {
+                let partition = partition_of(recorded.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
+                if partitions.contains(&partition)
+                    && let Some(place) = gathering.place(&self.assigned, partition)
+                    && recorded.position > place.checkpoint.position
+                {
+                    place.checkpoint.position = recorded.position;
+                    gathering.batch.push(Item::from_log(partition, recorded));
+                    filled += 1;
+                }
+            }
+            for partition in partitions {
+                if let Some(place) = gathering.place(&self.assigned, *partition) {
+                    place.checkpoint.position = place.checkpoint.position.max(end);
+                }
+            }
+            self.flush(&mut gathering)?;
+            from = end;
+            if alive_at.elapsed() >= KEEP_ALIVE {
+                self.stay_a_member();
+                alive_at = Instant::now();
+            }
+            if self.stop.is_cancelled() {
+                return Err(Interrupted::Stopped);
+            }
+        }
+        self.consumer.resume();
+        if filled > 0 {
+            tracing::info!(
+                projection = self.name,
+                after = first,
+                to,
+                filled,
+                "events that did not come by the topic were read from the log"
+            );
+        }
+        Ok(())
+    }
+
+    /// Moves the checkpoints of partitions that have nothing left to read up to what the relay has published, so that a
+    /// restart need not look at their past again, and so that everybody can see that this projection is through.
+    pub(super) fn look(&mut self) -> Result<(), Interrupted> {
+        let is_idle = self.looks.idle_for() >= IDLE_LOOK_MIN;
+        let fill_too = self.looks.idle_for() >= TOPIC_PATIENCE;
+        let through = self.persevere(|this| {
+            let asking = unless_stopped(&this.stop, published(&this.pool));
+            Ok(this.runtime.block_on(asking)?)
+        })?;
+        loop {
+            // While records come, a partition that has just had one moves by itself.
+            let behind: BTreeMap<i32, Position> = {
+                let places = self.assigned.places();
+                let behind =
+                    places.values().filter(|place| (is_idle || place.is_quiet) && place.checkpoint.position < through);
+                behind.map(|place| (place.checkpoint.partition, place.checkpoint.position)).collect()
+            };
+            let Some(from) = behind.values().min().copied() else {
+                break;
+            };
+            let to = through.min(from + LOOK_PAGE);
+            let lacking = self.lacking(&behind, from, to)?;
+            let mut gathering = Gathering::default();
+            for partition in behind.keys().filter(|partition| !lacking.contains(partition)) {
+                if let Some(place) = gathering.place(&self.assigned, *partition) {
+                    place.checkpoint.position = place.checkpoint.position.max(to);
+                }
+            }
+            self.flush(&mut gathering)?;
+            if fill_too && !lacking.is_empty() {
+                self.fill(&lacking, to)?;
+            } else if !lacking.is_empty() || !is_idle {
+                break;
+            }
+        }
+        for place in self.assigned.places().values_mut() {
+            place.is_quiet = true;
+        }
+        Ok(())
+    }
+
+    /// Which of these partitions have events after their position, by what the log holds after `from` and up to `to`.
+    fn lacking(
+        &mut self,
+        positions: &BTreeMap<i32, Position>,
+        from: Position,
+        to: Position,
+    ) -> Result<BTreeSet<i32>, Interrupted> {
+        let last = self.persevere(|this| {
+            let asking = unless_stopped(&this.stop, last_events_between(&this.pool, from, to));
+            Ok(this.runtime.block_on(asking)?)
+        })?;
+        let of = |(wallet, last): (String, Position)| (partition_of(wallet.as_bytes(), EVENTS_PARTITIONS), last);
+        let lacks = |(partition, last): &(i32, Position)| positions.get(partition).is_some_and(|at| last > at);
+        Ok(last.into_iter().map(of).filter(lacks).map(|(partition, _)| partition).collect())
+    }
+
+    fn position(&self, partition: i32) -> Option<Position> {
+        self.assigned.places().get(&partition).map(|place| place.checkpoint.position)
+    }
+}
+
+/// When the runner looks whether it is through: soon after the last record, then less and less often; and now and then
+/// while records come.
+pub(super) struct Looks {
+    last_record: Instant,
+    last_look: Instant,
+    pause: Duration,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        let now = Instant::now();
+        Looks { last_record: now, last_look: now, pause: IDLE_LOOK_MIN }
+    }
+}
+
+impl Looks {
+    /// How long none has come.
+    pub(super) fn idle_for(&self) -> Duration {
+        self.last_record.elapsed()
+    }
+
+    /// Records have come.
+    pub(super) fn records_came(&mut self) {
+        self.last_record = Instant::now();
+        self.pause = IDLE_LOOK_MIN;
+    }
+
+    /// How long it is until the next look, if no record comes.
+    pub(super) fn until_next(&self) -> Duration {
+        (self.last_look.max(self.last_record) + self.pause).saturating_duration_since(Instant::now())
+    }
+
+    /// Whether it is time for one although records come.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.last_look.elapsed() >= LOOK_MAX
+    }
+
+    pub(super) fn looked(&mut self) {
+        self.last_look = Instant::now();
+        self.pause = (self.pause * 2).min(LOOK_MAX);
+    }
+}
