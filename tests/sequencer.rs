@@ -231,6 +231,27 @@ async fn writers_in_several_processes_lose_nothing_and_all_get_on() {
     assert_sound(&database.log(), 400_000).await;
 }
 
+/// The streams' revisions alone would let these two pass each other: only the swap of the head tells where events will lie.
+#[tokio::test]
+async fn writers_of_different_wallets_know_where_their_events_lie() {
+    let database = TestDatabase::new().await;
+    let log = database.log();
+    let (one, _) = start(&database.log(), SequencerOptions::default());
+    let (other, _) = start(&database.log(), SequencerOptions::default());
+    ok(&one, opening("a", 0)).await;
+    ok(&other, opening("b", 0)).await;
+    for round in 0..10 {
+        for (service, name) in [(&one, "a"), (&other, "b")] {
+            let request = with_key(Command::credit(id(name), "1"), &format!("k{round}"));
+            let first = service.execute(request.clone()).await.expect("an answer");
+            let recorded = log.read(first.position - 1, 1).await.expect("events").pop().expect("an event");
+            assert_eq!((recorded.stream, recorded.revision), (id(name), first.wallet.version));
+            let again = service.execute(request).await.expect("the same answer");
+            assert_eq!(Answer { replayed: false, ..again }, first);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_rejection_is_never_older_than_what_another_process_has_answered() {
     let database = TestDatabase::new().await;
