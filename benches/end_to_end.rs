@@ -6,15 +6,15 @@
 
 #![expect(clippy::float_arithmetic, reason = "times and rates, not money")]
 
-mod common;
-#[path = "common/serve.rs"]
+mod measuring;
+#[path = "measuring/serve.rs"]
 mod serve;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use common::{PGBENCH_CLIENTS, Pgbench, Sample, Target, note, tell};
+use measuring::{PGBENCH_CLIENTS, Pgbench, Sample, Target, note, tell};
 use serde::Deserialize;
 use serde_json::json;
 use serve::Serve;
@@ -50,7 +50,7 @@ struct Args {
 #[tokio::main]
 async fn main() {
     let args = Args::parse();
-    let directory = common::directory(args.directory.as_ref());
+    let directory = measuring::directory(args.directory.as_ref());
     let long = directory.path().join("long");
     let serve = Serve::start(&long).await;
     note("start-up with an empty data directory, initdb included", format!("{:.2}s", serve.started_in.as_secs_f64()));

@@ -7,14 +7,14 @@
 #![expect(clippy::float_arithmetic, reason = "times and rates, not money")]
 
 #[expect(dead_code, reason = "the other bench has more kinds of target")]
-mod common;
+mod measuring;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use common::{PGBENCH_CLIENTS, Pgbench, Sample, Target, note, tell};
+use measuring::{PGBENCH_CLIENTS, Pgbench, Sample, Target, note, tell};
 use tokio::task::JoinSet;
 use wallex::embedded::ManagedPostgres;
 use wallex::loadtest::Distribution;
@@ -26,6 +26,8 @@ use wallex::wallet::{Command, OwnerId, WalletId};
 const WALLETS: u32 = 1_000;
 /// Enough for any number of transfers of one unit.
 const OPENING_MINOR: i64 = 100_000_000_000;
+
+const DRAWN_PAIRS: usize = 1_000;
 
 #[derive(Parser)]
 struct Args {
@@ -54,7 +56,7 @@ enum Pairs {
 #[tokio::main]
 async fn main() {
     let args = Args::parse();
-    let directory = common::directory(args.directory.as_ref());
+    let directory = measuring::directory(args.directory.as_ref());
     let postgres = ManagedPostgres::start(directory.path()).await.expect("a PostgreSQL");
     let pgbench = Pgbench::prepare(postgres.url());
     let parts = Parts { commands: true, ..Parts::NONE };
@@ -106,18 +108,19 @@ async fn open_wallets(wallex: &Arc<Wallex>) -> Arc<[WalletId]> {
 
 /// Durable transfers a second.
 async fn transfers(wallex: &Arc<Wallex>, wallets: &Arc<[WalletId]>, callers: u64, pairs: Pairs, seconds: u64) -> f64 {
+    // Drawn before the clock starts: each caller has pairs of its own, which it goes through again and again.
+    let drawn: Vec<Vec<_>> = (0..callers).map(|caller| draw(caller, pairs)).collect();
     let started = Instant::now();
     let until = started + Duration::from_secs(seconds);
     let mut tasks = JoinSet::new();
-    for caller in 0..callers {
+    for drawn in drawn {
         let (wallex, wallets) = (Arc::clone(wallex), Arc::clone(wallets));
         tasks.spawn(async move {
-            // Each caller's own draws: a plan of which only the pairs are used.
-            let plan = Plan::new(caller, WALLETS, Distribution::Uniform);
-            let mut drawn = (0..).filter_map(|number| pair(&plan, number, pairs));
             let mut done = 0_u64;
-            while Instant::now() < until {
-                let (from, to) = drawn.next().expect("an endless plan");
+            for (from, to) in drawn.into_iter().cycle() {
+                if Instant::now() >= until {
+                    break;
+                }
                 let (from, to) = (wallets[from as usize].clone(), wallets[to as usize].clone());
                 wallex.execute(Command::transfer(from, to, "1")).await.expect("a transfer");
                 done += 1;
@@ -127,6 +130,12 @@ async fn transfers(wallex: &Arc<Wallex>, wallets: &Arc<[WalletId]>, callers: u64
     }
     let done: u64 = tasks.join_all().await.into_iter().sum();
     done as f64 / started.elapsed().as_secs_f64()
+}
+
+/// The pairs of a load test's plan, of which only its transfers are used.
+fn draw(seed: u64, pairs: Pairs) -> Vec<(u32, u32)> {
+    let plan = Plan::new(seed, WALLETS, Distribution::Uniform);
+    (0..).filter_map(|number| pair(&plan, number, pairs)).take(DRAWN_PAIRS).collect()
 }
 
 fn pair(plan: &Plan, number: u64, pairs: Pairs) -> Option<(u32, u32)> {

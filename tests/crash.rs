@@ -92,7 +92,7 @@ impl Load {
     /// Every balance as acknowledged, each command once, and `verify` content.
     async fn prove(&self, serve: &Serve) {
         let client = client();
-        let model = self.model.lock().expect("no panic");
+        let model = std::mem::take(&mut *self.model.lock().expect("no panic"));
         for wallet in 0..WALLETS {
             let url = format!("{}/wallets/{}", serve.info.url, name(wallet));
             let found: Value = client.get(url).send().await.expect("an answer").json().await.expect("JSON");

@@ -79,3 +79,59 @@ pub fn entry(record: &EventRecord) -> Option<LedgerEntry> {
         created_at: record.recorded_at,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::projection::history::{Step, records_of};
+
+    #[test]
+    fn a_transfer_passes_through_clearing_and_names_its_other_end() {
+        let steps = [Step::Open(0, 1_000), Step::Open(1, 0), Step::Transfer(0, 1, 300)];
+        let entries: Vec<LedgerEntry> = records_of(&steps).iter().filter_map(entry).collect();
+        let [_, out, into] = &entries[..] else { panic!("three movements: {entries:?}") };
+        assert_eq!((out.transaction_type, into.transaction_type), ("TRANSFER_OUT", "TRANSFER_IN"));
+        assert_eq!((out.amount, into.amount), (-300, 300));
+        assert_eq!((out.balance_after, into.balance_after), (700, 300));
+        assert_eq!(out.counter_account, "clearing/USD");
+        assert_eq!(out.reference_id, into.reference_id);
+        assert_ne!(out.reference_id, out.event_id);
+        assert_eq!((out.account.as_str(), out.related_wallet_id.as_deref()), ("wallet/wallet-0", Some("wallet-1")));
+        assert_eq!((into.account.as_str(), into.related_wallet_id.as_deref()), ("wallet/wallet-1", Some("wallet-0")));
+    }
+
+    #[test]
+    fn money_from_outside_has_the_outside_as_its_other_account() {
+        let steps = [Step::Open(0, 0), Step::Credit(0, 500), Step::Debit(0, 200)];
+        let entries: Vec<LedgerEntry> = records_of(&steps).iter().filter_map(entry).collect();
+        let [credit, debit] = &entries[..] else { panic!("two movements: {entries:?}") };
+        assert_eq!((credit.transaction_type, credit.amount), ("CREDIT", 500));
+        assert_eq!((debit.transaction_type, debit.amount), ("DEBIT", -200));
+        assert_eq!((credit.counter_account.as_str(), debit.counter_account.as_str()), ("external/USD", "external/USD"));
+        assert_eq!(credit.reference_id, credit.event_id);
+        assert_eq!(credit.related_wallet_id, None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_account_adds_up(steps in proptest::collection::vec(Step::any(), 0..200)) {
+            let records = records_of(&steps);
+            let mut accounts: BTreeMap<String, i64> = BTreeMap::new();
+            for entry in records.iter().filter_map(entry) {
+                let balance = accounts.entry(entry.account).or_default();
+                *balance += entry.amount;
+                proptest::prop_assert_eq!(*balance, entry.balance_after);
+                *accounts.entry(entry.counter_account).or_default() -= entry.amount;
+            }
+            proptest::prop_assert_eq!(accounts.values().sum::<i64>(), 0);
+            proptest::prop_assert_eq!(accounts.get("clearing/USD").copied().unwrap_or(0), 0);
+            for record in &records {
+                let last = records.iter().rfind(|other| other.wallet_id == record.wallet_id).expect("itself at least");
+                let account = accounts.get(&wallet_account(&record.wallet_id)).copied().unwrap_or(0);
+                proptest::prop_assert_eq!(account, last.event.balance().minor());
+            }
+        }
+    }
+}

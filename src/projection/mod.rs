@@ -62,6 +62,8 @@
 mod apply;
 mod assignment;
 mod gaps;
+#[cfg(test)]
+mod history;
 mod intake;
 mod ledger;
 mod parking;

@@ -102,3 +102,74 @@ fn collapse(events: &[EventRecord]) -> Result<(Vec<NewWalletRow>, Vec<WalletRowC
 fn broken(record: &EventRecord, reason: &str) -> ApplyError {
     ApplyError::Permanent(format!("revision {} of wallet {}: {reason}", record.revision, record.wallet_id))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::projection::history::{Step, records_of};
+
+    /// Version and balance by wallet, kept as the tables are.
+    #[derive(Default, Debug, PartialEq)]
+    struct Rows(BTreeMap<String, (i64, i64)>);
+
+    impl Rows {
+        fn apply(&mut self, events: &[EventRecord]) -> Result<(), ApplyError> {
+            let (new, changed) = collapse(events)?;
+            for row in new {
+                if self.0.insert(row.wallet_id, (row.version, row.balance)).is_some() {
+                    return Err(ApplyError::Permanent("it is there".to_owned()));
+                }
+            }
+            for change in changed {
+                match self.0.get_mut(&change.wallet_id) {
+                    Some(row) if *row == (change.version_before, change.balance_before) => {
+                        *row = (change.version, change.balance);
+                    }
+                    _ => return Err(ApplyError::Permanent("it does not follow".to_owned())),
+                }
+            }
+            Ok(())
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn however_events_are_batched_the_rows_are_the_last_states(
+            steps in proptest::collection::vec(Step::any(), 0..200), size in 1..50_usize
+        ) {
+            let records = records_of(&steps);
+            let mut rows = Rows::default();
+            for batch in records.chunks(size) {
+                rows.apply(batch).expect("events in order");
+            }
+            let mut expected = Rows::default();
+            for record in &records {
+                let state = (record.revision, record.event.balance().minor());
+                expected.0.insert(record.wallet_id.to_string(), state);
+            }
+            proptest::prop_assert_eq!(rows, expected);
+        }
+
+        #[test]
+        fn an_event_that_is_missing_or_comes_twice_is_noticed_at_its_wallets_next(
+            steps in proptest::collection::vec(Step::any(), 20..100), at in 0..100_usize, size in 1..50_usize, twice: bool
+        ) {
+            let mut records = records_of(&steps);
+            let at = at % records.len().max(1);
+            let Some(record) = records.get(at).cloned() else { return Ok(()) };
+            let has_a_next = records.iter().skip(at + 1).any(|other| other.wallet_id == record.wallet_id);
+            if twice {
+                records.insert(at, record);
+            } else if has_a_next {
+                records.remove(at);
+            } else {
+                return Ok(());
+            }
+            let mut rows = Rows::default();
+            let refused = records.chunks(size).any(|batch| rows.apply(batch).is_err());
+            proptest::prop_assert!(refused);
+        }
+    }
+}

@@ -46,6 +46,7 @@ async fn slow_every_event_is_applied_once_over_restarts_at_random_moments() {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let topic = Topic::new();
     world.open(names(40)).await;
+    world.relay(&topic, 0, world.head()).await;
     for _ in 0..6 {
         let before = world.head();
         world.operate(400).await;

@@ -30,7 +30,7 @@ use crate::support::TestDatabase;
 type StoredPosting = (i64, i32, String, i64, Option<i64>, Option<String>);
 
 /// How long a test waits for what should take far less.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a [`Recorder`] writes to. It has no key: what is applied twice is to be seen twice.
 const SEEN: &str = "CREATE TABLE IF NOT EXISTS seen
