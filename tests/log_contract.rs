@@ -162,6 +162,9 @@ async fn keys_are_found_and_never_written_twice<L: EventLog>(log: L) {
     assert_eq!(log.append(&with_key(1, 1, "k")).await.expect("an answer"), Appended::Conflict);
     assert_eq!(log.head().await.expect("a head"), 1);
     assert_eq!(log.append(&with_key(1, 1, "other")).await.expect("an append"), Appended::At(2));
+    let twice = Batch { keys: vec![key("a", "new", 3), key("a", "new", 3)], ..batch(Some(2), vec![event("a", 2)]) };
+    assert_eq!(log.append(&twice).await.expect("an answer"), Appended::Conflict);
+    assert_eq!(log.head().await.expect("a head"), 2);
     let other_wallet = KeyScope { wallet_id: id("b"), ..key("a", "k", 1).scope };
     let asked = [key("a", "other", 0).scope, other_wallet, key("a", "k", 0).scope, key("a", "none", 0).scope];
     let found: BTreeSet<_> =
@@ -215,6 +218,14 @@ async fn a_locked_head_keeps_other_writers_waiting_until_its_holder_appends_or_i
     }
     assert_eq!(holder.append(&batch(Some(0), vec![event("a", 0)])).await.expect("an append"), Appended::At(1));
     assert_eq!(waiting.await.expect("no panic").expect("an append"), Appended::At(2));
+    // A conflict ends the lock too, also one that is seen without asking the store.
+    for conflict in [vec![event("a", 1), event("a", 3)], vec![event("a", 0)]] {
+        holder.lock_head().await.expect("locked");
+        assert_eq!(holder.append(&batch(None, conflict)).await.expect("an answer"), Appended::Conflict);
+        let locks =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
+        assert_eq!(database.number(locks).await, 0);
+    }
     // A holder that is gone holds nothing.
     holder.lock_head().await.expect("locked");
     drop(holder);
@@ -269,4 +280,23 @@ async fn a_store_that_is_away_is_said_to_be_away_and_answers_again_afterwards() 
     }
     assert!(matches!(answers[0], Err(wallex::log::LogError::Away(_))), "{answers:?}");
     assert_eq!(log.head().await.expect("a head"), 2);
+}
+
+/// PostgreSQL ends a transaction that lies idle, so that a halted writer does not halt the others; that writer finds the
+/// store away, not wrong.
+#[tokio::test]
+async fn a_writer_that_was_halted_while_it_held_the_head_finds_the_store_away() {
+    use wallex::postgres::{is_transient, sqlx};
+    let database = TestDatabase::new().await;
+    let mut connection = database.database.pool().acquire().await.expect("a connection");
+    sqlx::raw_sql("SET idle_in_transaction_session_timeout = '20ms'; BEGIN")
+        .execute(&mut *connection)
+        .await
+        .expect("begun");
+    let begun = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
+    while database.number(begun).await > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let error = sqlx::query("SELECT 1").execute(&mut *connection).await.expect_err("the session has ended");
+    assert!(is_transient(&error), "{error}");
 }

@@ -68,12 +68,19 @@ struct FaultyLog<L> {
     gate: Arc<Semaphore>,
     appends: Arc<AtomicUsize>,
     loads: Arc<AtomicUsize>,
+    /// How many of the next reads find the log away.
+    reads_away: Arc<AtomicUsize>,
+    /// The call that hangs the next time.
+    hangs: Arc<Mutex<Option<&'static str>>>,
+    /// What the next load answers with instead of what is there now.
+    next_load: Arc<Mutex<Option<Vec<LoadedStream>>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     AwayBeforeWriting,
     AwayAfterWriting,
+    Refused,
 }
 
 impl<L: EventLog> FaultyLog<L> {
@@ -84,6 +91,15 @@ impl<L: EventLog> FaultyLog<L> {
             gate: Arc::new(Semaphore::new(1)),
             appends: Arc::default(),
             loads: Arc::default(),
+            reads_away: Arc::default(),
+            hangs: Arc::default(),
+            next_load: Arc::default(),
+        }
+    }
+
+    async fn passes(&self, call: &str) {
+        if self.hangs.lock().expect("no panic").take_if(|hangs| *hangs == call).is_some() {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -98,6 +114,7 @@ impl<L: EventLog> EventLog for FaultyLog<L> {
     }
 
     async fn append(&self, batch: &Batch) -> Result<Appended, LogError> {
+        self.passes("append").await;
         let _open = self.gate.acquire().await.expect("an open gate");
         self.appends.fetch_add(1, Ordering::SeqCst);
         let fault = self.faults.lock().expect("no panic").pop();
@@ -107,20 +124,28 @@ impl<L: EventLog> EventLog for FaultyLog<L> {
                 self.log.append(batch).await?;
                 Err(LogError::Away("cut after".to_owned()))
             }
+            Some(Fault::Refused) => Err(LogError::Refused("not to you".to_owned())),
             None => self.log.append(batch).await,
         }
     }
 
     async fn lock_head(&self) -> Result<Position, LogError> {
+        self.passes("lock_head").await;
         self.log.lock_head().await
     }
 
     async fn head(&self) -> Result<Position, LogError> {
+        self.passes("head").await;
         self.log.head().await
     }
 
     async fn read(&self, after: Position, limit: usize) -> Result<Vec<RecordedEvent>, LogError> {
-        self.log.read(after, limit).await
+        self.passes("read").await;
+        let away = self.reads_away.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match away {
+            Ok(_) => Err(LogError::Away("cut while reading".to_owned())),
+            Err(_) => self.log.read(after, limit).await,
+        }
     }
 
     async fn read_stream(
@@ -137,11 +162,16 @@ impl<L: EventLog> EventLog for FaultyLog<L> {
     }
 
     async fn load(&self, streams: &[WalletId], snapshot_format: i32) -> Result<Vec<LoadedStream>, LogError> {
+        self.passes("load").await;
         self.loads.fetch_add(1, Ordering::SeqCst);
+        if let Some(earlier) = self.next_load.lock().expect("no panic").take() {
+            return Ok(earlier);
+        }
         self.log.load(streams, snapshot_format).await
     }
 
     async fn find_keys(&self, keys: &[KeyScope]) -> Result<Vec<KeyRecord>, LogError> {
+        self.passes("find_keys").await;
         self.log.find_keys(keys).await
     }
 
@@ -201,6 +231,27 @@ async fn writers_in_several_processes_lose_nothing_and_all_get_on() {
     assert_sound(&database.log(), 400_000).await;
 }
 
+/// The streams' revisions alone would let these two pass each other: only the swap of the head tells where events will lie.
+#[tokio::test]
+async fn writers_of_different_wallets_know_where_their_events_lie() {
+    let database = TestDatabase::new().await;
+    let log = database.log();
+    let (one, _) = start(&database.log(), SequencerOptions::default());
+    let (other, _) = start(&database.log(), SequencerOptions::default());
+    ok(&one, opening("a", 0)).await;
+    ok(&other, opening("b", 0)).await;
+    for round in 0..10 {
+        for (service, name) in [(&one, "a"), (&other, "b")] {
+            let request = with_key(Command::credit(id(name), "1"), &format!("k{round}"));
+            let first = service.execute(request.clone()).await.expect("an answer");
+            let recorded = log.read(first.position - 1, 1).await.expect("events").pop().expect("an event");
+            assert_eq!((recorded.stream, recorded.revision), (id(name), first.wallet.version));
+            let again = service.execute(request).await.expect("the same answer");
+            assert_eq!(Answer { replayed: false, ..again }, first);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_rejection_is_never_older_than_what_another_process_has_answered() {
     let database = TestDatabase::new().await;
@@ -239,6 +290,118 @@ async fn an_append_that_was_cut_after_it_was_written_is_recognised_and_not_doubl
     assert_eq!((answer.wallet.balance.minor(), answer.replayed), (800, false));
     assert_eq!(log.head().await.expect("a head"), 4);
     assert_sound(&log, 800).await;
+}
+
+#[tokio::test]
+async fn an_outcome_that_cannot_be_read_at_once_is_found_out_later_and_not_doubled() {
+    let log = FaultyLog::new(MemoryLog::new());
+    let (service, _) = start(&log, SequencerOptions::default());
+    ok(&service, opening("a", 1_000)).await;
+    log.meets(&[Fault::AwayAfterWriting]);
+    log.reads_away.store(2, Ordering::SeqCst);
+    // No key: nothing but the log's own events can tell that it has happened.
+    assert_eq!(ok(&service, Command::debit(id("a"), "1")).await.wallet.balance.minor(), 900);
+    assert_eq!(log.head().await.expect("a head"), 3);
+}
+
+#[tokio::test]
+async fn a_refusal_after_an_unknown_outcome_does_not_claim_that_nothing_was_done() {
+    let log = FaultyLog::new(MemoryLog::new());
+    let (service, _) = start(&log, SequencerOptions::default());
+    ok(&service, opening("a", 1_000)).await;
+    log.meets(&[Fault::AwayAfterWriting, Fault::Refused]);
+    let answer = service.execute(Request::new(Command::debit(id("a"), "1"))).await;
+    assert!(matches!(answer, Err(CommandError::Unavailable { maybe_done: true, .. })), "{answer:?}");
+    assert_eq!(ok(&service, Command::debit(id("a"), "1")).await.wallet.balance.minor(), 800);
+}
+
+#[tokio::test]
+async fn a_call_to_the_log_that_hangs_does_not_hold_up_everything() {
+    let memory = MemoryLog::new();
+    let (other, _) = start(&memory, SequencerOptions::default());
+    ok(&other, opening("a", 0)).await;
+    for call in ["append", "lock_head", "head", "read", "load", "find_keys"] {
+        let log = FaultyLog::new(memory.clone());
+        let options = SequencerOptions { append_timeout: Duration::from_millis(50), ..SequencerOptions::default() };
+        let (service, _) = start(&log, options);
+        *log.hangs.lock().expect("no panic") = Some(call);
+        let refused = service.execute(with_key(Command::debit(id("a"), "1"), call)).await;
+        assert!(matches!(refused, Err(CommandError::Rejected(_))), "{call}: {refused:?}");
+        // Somebody else writes, so that the swap is lost, the head locked and the tail read.
+        ok(&other, Command::credit(id("a"), "1")).await;
+        assert!(ok(&service, Command::debit(id("a"), "1")).await.wallet.balance.is_zero(), "{call}");
+        assert_eq!(log.hangs.lock().expect("no panic").take(), None, "{call} was not asked for");
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_rejects_does_not_keep_the_heads_lock() {
+    let database = TestDatabase::new().await;
+    let (one, _) = start(&database.log(), SequencerOptions::default());
+    let (other, _) = start(&database.log(), SequencerOptions::default());
+    ok(&one, opening("a", 0)).await;
+    ok(&other, Command::credit(id("a"), "1")).await;
+    // `one` has lost the race, and locks the head from here on for some batches.
+    ok(&one, Command::debit(id("a"), "1")).await;
+    let locks = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
+    for _ in 0..20 {
+        let refused = one.execute(Request::new(Command::debit(id("a"), "1"))).await;
+        assert!(matches!(refused, Err(CommandError::Rejected(_))));
+        assert_eq!(database.number(locks).await, 0, "nobody is kept waiting once the callers have their answers");
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_the_log_refuses_for_good_does_not_take_others_with_it() {
+    let database = TestDatabase::new().await;
+    let (service, _) = start(&database.log(), SequencerOptions::default());
+    ok(&service, opening("a", 0)).await;
+    let mut callers = JoinSet::new();
+    for number in 0..20 {
+        let service = service.clone();
+        // PostgreSQL keeps no text with a NUL in it.
+        let key = if number == 7 { "\0".to_owned() } else { format!("k{number}") };
+        callers.spawn(async move { service.execute(with_key(Command::credit(id("a"), "1"), &key)).await });
+    }
+    let answers = callers.join_all().await;
+    let refused = |answer: &&Result<Answer, CommandError>| matches!(answer, Err(CommandError::Corrupt(_)));
+    assert_eq!(answers.iter().filter(refused).count(), 1, "{answers:?}");
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 19);
+    assert_sound(&database.log(), 1_900).await;
+}
+
+#[tokio::test]
+async fn lost_events_are_noticed_though_they_cancel_each_other_out() {
+    let database = TestDatabase::new().await;
+    let (service, _) = start(&database.log(), SequencerOptions::default());
+    ok(&service, opening("good", 100)).await;
+    ok(&service, opening("bad", 100)).await;
+    ok(&service, Command::credit(id("bad"), "1")).await;
+    ok(&service, Command::debit(id("bad"), "1")).await;
+    ok(&service, Command::credit(id("bad"), "2")).await;
+    assert_eq!(database.run("DELETE FROM events WHERE position IN (5, 6)").await, 2);
+    let (service, _) = start(&database.log(), SequencerOptions::default());
+    let (bad, good) = tokio::join!(
+        service.execute(Request::new(Command::credit(id("bad"), "1"))),
+        service.execute(Request::new(Command::credit(id("good"), "1"))),
+    );
+    assert!(matches!(&bad, Err(CommandError::Corrupt(reason)) if reason.contains("revision")), "{bad:?}");
+    assert_eq!(good.expect("an answer").wallet.balance.minor(), 200);
+    assert!(read_wallet(&database.log(), &id("bad"), 10).await.is_err());
+}
+
+#[tokio::test]
+async fn a_wallet_can_be_read_while_it_gets_more_events_than_its_trail_is_long() {
+    let log = FaultyLog::new(MemoryLog::new());
+    let (service, _) = start(&log, SequencerOptions::default());
+    ok(&service, opening("hot", 0)).await;
+    let earlier = log.load(&[id("hot")], wallex::sequencer::SNAPSHOT_FORMAT).await.expect("a stream");
+    for _ in 0..30 {
+        ok(&service, Command::credit(id("hot"), "0.01")).await;
+    }
+    *log.next_load.lock().expect("no panic") = Some(earlier);
+    let view = read_wallet(&log, &id("hot"), 10).await.expect("a view").expect("a wallet");
+    assert_eq!((view.wallet.version, view.wallet.balance.minor(), view.trail.len()), (30, 30, 10));
 }
 
 #[tokio::test]

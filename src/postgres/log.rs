@@ -167,14 +167,14 @@ impl EventLog for PostgresLog {
     }
 
     async fn append(&self, batch: &Batch) -> Result<Appended, LogError> {
-        if !batch.is_contiguous() {
-            return Ok(Appended::Conflict);
-        }
         let mut kept = self.writer.lock().await;
         let mut writer = self.take_writer(&mut kept).await.map_err(log_error)?;
         // The connection is kept only after an answer: one that was dropped half-way (a caller's time-out) or that
         // failed is in a state that nobody knows.
-        let appended = Self::append_on(&mut writer.connection, batch).await.map_err(log_error)?;
+        let appended = match batch.is_contiguous() {
+            true => Self::append_on(&mut writer.connection, batch).await.map_err(log_error)?,
+            false => Appended::Conflict,
+        };
         if writer.holds_head {
             sqlx::query("COMMIT").execute(&mut writer.connection).await.map_err(log_error)?;
             writer.holds_head = false;

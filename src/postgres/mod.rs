@@ -201,8 +201,9 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(database) => database.code().is_some_and(|code| {
             // Connection, resources (disk full, too many connections), operator intervention, system error,
             // and of transaction rollback: serialization failure, deadlock. Lock not available. Read-only: a failover.
+            // A transaction that lay idle for too long: we held the log's head, and were halted.
             ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
-                || ["40001", "40P01", "55P03", "25006"].contains(&code.as_ref())
+                || ["40001", "40P01", "55P03", "25006", "25P03"].contains(&code.as_ref())
         }),
         _ => false,
     }
