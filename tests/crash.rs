@@ -211,9 +211,9 @@ async fn slow_a_postgresql_killed_again_and_again_loses_and_doubles_nothing() {
     let mut load = Load::start(seed, vec![serve.info.url.clone()]).await;
     for _ in 0..6 {
         load.until_acknowledged(random.random_range(1..150)).await;
-        // Between two rounds the server may still be on its way up.
+        // Between two rounds the server may still be on its way up, and one that failed to start be gone by itself.
         if let Some(postmaster) = serve.postmaster() {
-            kill(postmaster, Signal::SIGKILL).expect("a kill");
+            assert!(matches!(kill(postmaster, Signal::SIGKILL), Ok(()) | Err(nix::errno::Errno::ESRCH)));
         }
     }
     load.until_acknowledged(50).await;
