@@ -1,86 +1,116 @@
-//! A consumer in a group of its own, without any of wallex's machinery: it tells people that money has come in.
+//! Notifications, by a consumer group of their own: `cargo run --example notifications`
 //!
-//!     cargo run --example notifications
+//! A message to a customer cannot be part of a database transaction, so it is done in two steps:
 //!
-//! What it can rely on: it is given each record *at least* once, a wallet's records in order. A message to a person cannot be
-//! part of a transaction, so one may be sent twice if this process dies between sending and committing. Whoever takes the
-//! message deduplicates by `position`: an event has one position for ever, and within a partition positions only grow, so the
-//! last one seen in each partition is all that must be remembered.
+//! 1. A projection writes a row for each message that is due. The row and the checkpoint are one transaction: each event
+//!    leaves exactly one row.
+//! 2. A sender takes rows, sends, and marks them. If it dies between sending and marking, it sends again, so a message goes
+//!    out *at least* once. The position goes with it: a receiver who keeps the positions that it has had drops the second.
+//!
+//! A Kafka client in any other language does without step 1 and subscribes to `wallet-events` under a group id of its own.
+//! It gets each record at least once, in order per wallet, and deduplicates by the header `position`: an event has one
+//! position for ever, and within a partition positions only grow, so one number a partition is enough to remember.
 
-use std::collections::HashMap;
 use std::error::Error;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
-use wallex::kafka::{EVENTS_TOPIC, HEADER_EVENT_TYPE, HEADER_POSITION};
-use wallex::money::{Amount, Currency};
-use wallex::runtime::{Config, Wallex};
-use wallex::wallet::{Command, OwnerId, WalletId};
+use wallex::postgres::{Database, PgConnection, sqlx};
+use wallex::{
+    Amount, ApplyError, Command, Config, Currency, EventRecord, OwnerId, Projection, WalletEvent, WalletId, Wallex,
+};
 
-/// A header's text.
-fn header<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
-    let header = message.headers()?.iter().find(|header| header.key == name)?;
-    std::str::from_utf8(header.value?).ok()
-}
+/// The most that the sender takes at once.
+const SEND_BATCH_MAX: i64 = 100;
 
-/// What to say about a record, and to whom; nothing about most.
-fn notification(message: &BorrowedMessage<'_>) -> Option<String> {
-    if header(message, HEADER_EVENT_TYPE)? != "WalletCredited" {
-        return None;
+struct Notifications;
+
+impl Projection for Notifications {
+    fn name(&self) -> &str {
+        "notifications"
     }
-    let value: serde_json::Value = serde_json::from_slice(message.payload()?).ok()?;
-    let payload = &value["payload"];
-    let (wallet, amount, currency) =
-        (value["aggregateId"].as_str()?, payload["amount"].as_str()?, payload["currency"].as_str()?);
-    let from = payload["transfer"]["counterparty"].as_str().unwrap_or("outside");
-    Some(format!("to {wallet}: you have received {amount} {currency} from {from}"))
-}
 
-/// Sends notifications until nothing new has come for a second.
-async fn notify(consumer: &StreamConsumer) -> Result<(), Box<dyn Error>> {
-    let mut last_positions: HashMap<i32, i64> = HashMap::new();
-    while let Ok(message) = tokio::time::timeout(Duration::from_secs(1), consumer.recv()).await {
-        let message = message?;
-        let position: i64 = header(&message, HEADER_POSITION).and_then(|text| text.parse().ok()).unwrap_or(0);
-        let last = last_positions.entry(message.partition()).or_default();
-        if position > *last {
-            *last = position;
-            if let Some(text) = notification(&message) {
-                println!("{text}");
-            }
+    async fn prepare(&mut self, transaction: &mut PgConnection) -> Result<(), ApplyError> {
+        let table = "CREATE TABLE IF NOT EXISTS outgoing_notifications (
+                         position bigint PRIMARY KEY, -- of the event, and the key to deduplicate by
+                         wallet_id text NOT NULL,
+                         message text NOT NULL,
+                         due_since timestamptz NOT NULL,
+                         sent_at timestamptz)";
+        sqlx::query(table).execute(&mut *transaction).await?;
+        let index = "CREATE INDEX IF NOT EXISTS outgoing_notifications_due
+                         ON outgoing_notifications (position) WHERE sent_at IS NULL";
+        sqlx::query(index).execute(transaction).await?;
+        Ok(())
+    }
+
+    async fn apply(&mut self, events: &[EventRecord], transaction: &mut PgConnection) -> Result<(), ApplyError> {
+        for record in events {
+            let Some(message) = message(&record.event) else { continue };
+            sqlx::query(
+                "INSERT INTO outgoing_notifications (position, wallet_id, message, due_since) VALUES ($1, $2, $3, $4)",
+            )
+            .bind(record.position)
+            .bind(record.wallet_id.as_str())
+            .bind(message)
+            .bind(record.recorded_at)
+            .execute(&mut *transaction)
+            .await?;
         }
-        // After it was sent, never before.
-        consumer.commit_message(&message, CommitMode::Async)?;
+        Ok(())
     }
-    Ok(())
+}
+
+/// What to tell the owner; the event carries the balance after it, so nothing has to be looked up.
+fn message(event: &WalletEvent) -> Option<String> {
+    let (currency, balance) = (event.currency(), event.balance().to_text(event.currency()));
+    let amount = event.amount()?.to_text(currency);
+    let verb = if matches!(event, WalletEvent::WalletCredited { .. }) { "received" } else { "paid" };
+    let whom = event.transfer().map(|transfer| match verb {
+        "received" => format!(" from {}", transfer.counterparty),
+        _ => format!(" to {}", transfer.counterparty),
+    });
+    Some(format!("you {verb} {amount} {currency}{}; your balance is {balance}", whom.unwrap_or_default()))
+}
+
+/// Sends what is due, oldest first, and marks it; answers with how many. The rows are locked meanwhile, so any number of
+/// senders can work at once.
+async fn send_due(database: &Database) -> Result<usize, Box<dyn Error>> {
+    let mut transaction = database.pool().begin().await?;
+    let due: Vec<(i64, String, String)> = sqlx::query_as(
+        "SELECT position, wallet_id, message FROM outgoing_notifications
+          WHERE sent_at IS NULL ORDER BY position LIMIT $1 FOR UPDATE SKIP LOCKED",
+    )
+    .bind(SEND_BATCH_MAX)
+    .fetch_all(&mut *transaction)
+    .await?;
+    for (position, wallet_id, message) in &due {
+        // Here a mail or a push would go out, with the position as its idempotency key.
+        println!("#{position} to the owner of {wallet_id}: {message}");
+        sqlx::query("UPDATE outgoing_notifications SET sent_at = now() WHERE position = $1")
+            .bind(position)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(due.len())
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let data_dir = tempfile::tempdir()?;
-    let wallex = Wallex::open(Config::embedded(data_dir.path())).await?;
-    let consumer: StreamConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &wallex.kafka().brokers)
-        .set("group.id", "notifications")
-        .set("enable.auto.commit", "false")
-        .set("auto.offset.reset", "earliest")
-        .create()?;
-    consumer.subscribe(&[EVENTS_TOPIC])?;
+    let folder = tempfile::Builder::new().permissions(Permissions::from_mode(0o711)).tempdir()?;
+    let mut wallex = Wallex::open(Config::embedded(folder.path())).await?;
+    wallex.run_projection(Notifications);
 
-    let (ann, bob) = (WalletId::new("ann")?, WalletId::new("bob")?);
-    for wallet in [&ann, &bob] {
-        let owner = OwnerId::new(wallet.as_str())?;
-        wallex.execute(Command::create(wallet.clone(), owner, Currency::USD, Amount::ZERO)).await?;
-    }
-    wallex.execute(Command::credit(ann.clone(), "100")).await?;
-    let transfer = wallex.execute(Command::transfer(ann, bob, "12.50")).await?;
-    wallex.projected(transfer.position, Duration::from_secs(30)).await?;
+    let (alice, bob) = (WalletId::new("alice")?, WalletId::new("bob")?);
+    let opening = Amount::parse("100", Currency::USD)?;
+    wallex.execute(Command::create(alice.clone(), OwnerId::new("owner-1")?, Currency::USD, opening)).await?;
+    wallex.execute(Command::create(bob.clone(), OwnerId::new("owner-2")?, Currency::USD, Amount::ZERO)).await?;
+    let answer = wallex.execute(Command::transfer(alice, bob, "12.34")).await?;
+    wallex.projected(answer.position, Duration::from_secs(30)).await?;
 
-    notify(&consumer).await?;
-    // Before the broker, which is part of the wallex here, is gone.
-    drop(consumer);
+    while send_due(wallex.database()).await? > 0 {}
     wallex.close().await;
     Ok(())
 }

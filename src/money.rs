@@ -181,7 +181,8 @@ struct Decimal<'a> {
 
 impl<'a> Decimal<'a> {
     fn scan(text: &'a str) -> Result<Self, MoneyError> {
-        if text.len() > AMOUNT_TEXT_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let is_integer = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
+        if text.len() > AMOUNT_TEXT_BYTES_MAX && is_integer {
             // Too long to hold, but a number: the reader below says so in those words.
             let integer = text.as_bytes();
             return Ok(Decimal { negative: false, integer, fraction: b"", exponent: 0 });
@@ -285,8 +286,26 @@ mod tests {
     #[test]
     fn refuses_what_is_no_decimal_number() {
         for text in [
-            "", "abc", "NaN", "Infinity", "1,5", "٣", "+1", "01", ".5", "5.", "1e", "1e+", " 1", "1 ", "0x10", "--1",
-            "1_000", "1\0",
+            "",
+            "abc",
+            "NaN",
+            "Infinity",
+            "1,5",
+            "٣",
+            "+1",
+            "01",
+            ".5",
+            "5.",
+            "1e",
+            "1e+",
+            " 1",
+            "1 ",
+            "0x10",
+            "--1",
+            "1_000",
+            "1\0",
+            "00000000000000000000000000000000000000001",
+            "00000000000000000000000000000000000000000",
         ] {
             assert_eq!(minor(text, "USD"), Err(MoneyError::NotANumber), "{text:?}");
         }

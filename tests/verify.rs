@@ -5,10 +5,10 @@ mod world;
 use std::time::Duration;
 
 use wallex::kafka::{EVENTS_PARTITIONS, KafkaConfig, OutgoingRecord, partition_of};
-use wallex::lag::BUILT_IN_GROUPS;
 use wallex::log::RecordedEvent;
 use wallex::money::Amount;
-use wallex::verify::{VerifyOptions, verify};
+use wallex::projection::BUILT_IN;
+use wallex::verify::{VerifyOptions, VerifyProgress, verify};
 use wallex::wallet::WalletEvent;
 
 use world::{World, assert_finds, check, failed};
@@ -54,7 +54,7 @@ async fn a_world_that_is_right_is_proven() {
         ]
     );
     stages.dedup();
-    assert_eq!(stages, ["log, ledger, topic", "histories, read model", "idempotency keys"]);
+    assert_eq!(stages, ["log, ledger, topic", "histories, read model", "keys and the rest"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -158,6 +158,8 @@ async fn a_changed_posting_is_named() {
         ("account = 'wallet/wallet-0x'", "ledger", "account"),
         ("balance_after = balance_after + 1", "ledger", "balance"),
         ("transaction_type = 'DEBIT'", "ledger", "type"),
+        ("reference_id = gen_random_uuid()", "ledger", "reference"),
+        ("metadata = '{}'", "ledger", "metadata"),
         ("related_wallet_id = 'wallet-1'", "ledger", "related wallet"),
         ("description = 'beer'", "ledger", "description"),
         ("created_at = created_at + interval '1 microsecond'", "ledger", "time"),
@@ -251,7 +253,7 @@ async fn a_read_model_row_missing_or_too_many_is_named() {
 async fn a_record_published_twice_is_named() {
     let mut world = World::empty().await;
     world.live(0..60).await;
-    world.project(&BUILT_IN_GROUPS).await;
+    world.project(&BUILT_IN).await;
     let twice = world.a_credit().await;
     world
         .publish(
@@ -273,19 +275,54 @@ async fn a_record_published_twice_is_named() {
 async fn a_record_that_was_not_published_is_named() {
     let mut world = World::empty().await;
     world.live(0..60).await;
-    world.project(&BUILT_IN_GROUPS).await;
+    world.project(&BUILT_IN).await;
     let gone = world.a_credit().await;
     world.publish(|event, record| if event.position == gone.position { vec![] } else { vec![record] }).await;
     assert_finds(&world.verify().await, &["topic"], "topic", &[&place(&gone), "a record", "none in partition"]);
 
     let mut world = World::empty().await;
     world.live(0..60).await;
-    world.project(&BUILT_IN_GROUPS).await;
+    world.project(&BUILT_IN).await;
     let last = world.head();
     let events = world.events().await;
     world.publish(|event, record| if event.position == last { vec![] } else { vec![record] }).await;
     let gone = events.last().expect("an event");
     assert_finds(&world.verify().await, &["topic"], "topic", &[&place(gone), "none in partition"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_comes_late_is_waited_for() {
+    let mut world = World::empty().await;
+    world.live(0..60).await;
+    world.project(&BUILT_IN).await;
+    let late = world.events().await.pop().expect("an event");
+    world.publish(|event, record| if event.position == late.position { vec![] } else { vec![record] }).await;
+    let (database, kafka) = (world.database.clone(), world.kafka.clone());
+    let verifying =
+        tokio::spawn(async move { verify(&database, Some(&kafka), &VerifyOptions::default(), &mut |_| {}).await });
+    // However the two meet: published before the topic is opened, or while its end is being watched.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.send(partition(&late), &OutgoingRecord::of(&late));
+    world.flush();
+    let proof = verifying.await.expect("a task").expect("a verification");
+    assert!(proof.ok, "{proof:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_whose_checkpoint_stands_still_for_want_of_events_holds_nobody_back() {
+    let world = World::settled().await;
+    let busy: std::collections::BTreeSet<i32> = world.events().await.iter().map(partition).collect();
+    let idle = (0..EVENTS_PARTITIONS).find(|partition| !busy.contains(partition)).expect("an idle partition");
+    world.sql(&format!("DELETE FROM projection_checkpoints WHERE partition = {idle}")).await;
+    let proof = world.verify().await;
+    assert!(proof.ok, "{proof:#?}");
+    // And one that lacks an event does.
+    let last = world.events().await.pop().expect("an event");
+    let statement = "UPDATE projection_checkpoints SET position = position - 1 WHERE projection = 'ledger-projector'";
+    world.sql(&format!("{statement} AND partition = {}", partition(&last))).await;
+    let words = format!("ledger-projector is at position {}", last.position - 1);
+    let proof = world.verify().await;
+    assert!(check(&proof, "drained").actual.contains(&words), "{proof:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,7 +335,7 @@ async fn a_record_with_other_bytes_is_named() {
     ] {
         let mut world = World::empty().await;
         world.live(0..40).await;
-        world.project(&BUILT_IN_GROUPS).await;
+        world.project(&BUILT_IN).await;
         let changed = world.event_where(|event| matches!(event, WalletEvent::WalletCredited { .. })).await;
         world
             .publish(|event, mut record| {
@@ -334,13 +371,52 @@ async fn records_in_the_wrong_order_or_of_strangers_are_named() {
 async fn a_topic_that_begins_later_is_compared_as_far_as_it_reaches() {
     let mut world = World::empty().await;
     world.live(0..60).await;
-    world.project(&BUILT_IN_GROUPS).await;
+    world.project(&BUILT_IN).await;
     let from = world.head() / 2;
     world.publish(|event, record| if event.position <= from { vec![] } else { vec![record] }).await;
     let proof = world.verify().await;
     assert!(proof.ok, "{proof:#?}");
     let expected = format!("{} records; {from} events are older than it reaches", world.head() - from);
     assert_eq!(check(&proof, "topic").actual, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_retention_deletes_meanwhile_are_no_difference() {
+    let mut world = World::empty().await;
+    world.live(0..0).await;
+    for _ in 0..12_000 {
+        world.credit("wallet-1", "1");
+    }
+    world.commit().await;
+    world.publish(|_, record| vec![record]).await;
+    let last = world.events().await.pop().expect("an event");
+    let mut filler = OutgoingRecord::of(&last);
+    filler.value = vec![b'x'; 100_000];
+    let (database, kafka) = (world.database.clone(), world.kafka.clone());
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (filled, go_on) = std::sync::mpsc::channel();
+    let mut is_first = true;
+    let verifying = tokio::spawn(async move {
+        let options = VerifyOptions { wait_max: Duration::ZERO };
+        let mut progress = move |now: VerifyProgress| {
+            if std::mem::take(&mut is_first) {
+                begun.send(now.done).expect("the test listens");
+                go_on.recv().expect("the test goes on");
+            }
+        };
+        verify(&database, Some(&kafka), &options, &mut progress).await
+    });
+    assert!(begins.recv().expect("a first page") < 12_000, "not through yet");
+    // The mock broker keeps 5 MiB of a partition, so this pushes out all that was there.
+    for number in 0..100 {
+        filler.headers = vec![("position", (1_000_000 + number).to_string())];
+        world.send(partition(&last), &filler);
+    }
+    world.flush();
+    filled.send(()).expect("the verification waits");
+    let proof = verifying.await.expect("a task").expect("a verification");
+    let topic = check(&proof, "topic");
+    assert!(topic.ok && topic.actual.contains("events are older than it reaches"), "{topic:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -363,7 +439,7 @@ async fn who_is_behind_is_named_and_the_rest_is_still_compared() {
     let mut world = World::settled().await;
     let before = world.head();
     world.live(200..230).await;
-    world.project(&BUILT_IN_GROUPS[1..]).await;
+    world.project(&BUILT_IN[1..]).await;
     let proof = world.verify().await;
     let relay = format!("relay is at position {before}");
     let failing = ["drained"];
@@ -372,7 +448,7 @@ async fn who_is_behind_is_named_and_the_rest_is_still_compared() {
     let proof = world.verify().await;
     assert_finds(&proof, &failing, "drained", &["ledger-projector is at position"]);
     assert!(!check(&proof, "drained").actual.contains("relay"));
-    world.project(&BUILT_IN_GROUPS).await;
+    world.project(&BUILT_IN).await;
     assert!(world.verify().await.ok);
 }
 
@@ -400,10 +476,10 @@ async fn checkpoints_and_keys_beyond_the_log_are_named() {
     assert_finds(&world.verify().await, &["checkpoints"], "checkpoints", &words);
 
     let world = World::settled().await;
-    world.sql("UPDATE idempotency_keys SET position = 1000000 WHERE key = 'key-0'").await;
+    world.sql("UPDATE idempotency_keys SET position = 1000000 WHERE key = 'key-1'").await;
     let proof = world.verify().await;
-    assert_finds(&proof, &["idempotency keys"], "idempotency keys", &["position 1000000", "key-0"]);
-    world.sql(&format!("UPDATE idempotency_keys SET position = {} WHERE key = 'key-0'", world.head())).await;
+    assert_finds(&proof, &["idempotency keys"], "idempotency keys", &["position 1000000", "key-1"]);
+    world.sql(&format!("UPDATE idempotency_keys SET position = {} WHERE key = 'key-1'", world.head())).await;
     let proof = world.verify().await;
     assert_finds(&proof, &["idempotency keys"], "idempotency keys", &["an event of wallet"]);
 }
@@ -452,9 +528,9 @@ async fn traffic_does_not_disturb_it() {
     while !verifying.is_finished() {
         world.live(turn..turn + 4).await;
         turn += 4;
-        world.project(&BUILT_IN_GROUPS[1..]).await;
+        world.project(&BUILT_IN[1..]).await;
         world.publish(|_, record| vec![record]).await;
-        world.project(&BUILT_IN_GROUPS[..1]).await;
+        world.project(&BUILT_IN[..1]).await;
     }
     let positions = verifying.await.expect("six verifications");
     assert!(positions.windows(2).any(|pair| pair[0] < pair[1]), "there was traffic: {positions:?}");

@@ -1,19 +1,15 @@
 //! `wallex lag`: what is behind, and by how much.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{Cell, CellAlignment, Table};
-use std::io::IsTerminal;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::cli::signals::stop_signal;
 use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
-use crate::lag::{GroupLag, LagProbe, LagReport};
-
-/// Exit codes of a program that a signal ended: 128 and the signal's number.
-const EXIT_INTERRUPTED: u8 = 130;
-const EXIT_TERMINATED: u8 = 143;
+use crate::lag::{GroupLag, LagProbe, LagReport, PartitionLag};
 
 /// Parked wallets that the table names; JSON has them all.
 const PARKED_ROWS_MAX: usize = 20;
@@ -27,8 +23,8 @@ Examples:
   wallex lag --max 1000         exit code 1 if the outbox or a group has more than 1000 waiting
   wallex lag -o json | jq '.groups[] | {group, lag, behindMs}'
 
-A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the
-database, from which a group really goes on; it is known with the broker away too.")]
+A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the database, \
+from which a group really goes on; it is known with the broker away too.")]
 pub struct Args {
     /// Ask again every SECONDS (2 if left out) until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -50,7 +46,7 @@ pub async fn run(args: &Args, connections: &Connections, output: &Output) -> Out
         show(&report, output)?;
         return Ok(verdict(&report, args.max));
     };
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut stop = std::pin::pin!(stop_signal());
     let mut ticks = tokio::time::interval(Duration::from_secs(seconds));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -59,7 +55,7 @@ pub async fn run(args: &Args, connections: &Connections, output: &Output) -> Out
             probe.report().await
         };
         let report = tokio::select! {
-            code = ended(&mut interrupt, &mut terminate) => return Ok(ExitCode::from(code)),
+            code = &mut stop => return Ok(ExitCode::from(code?)),
             report = next => report?,
         };
         if output.format == Format::Table && std::io::stdout().is_terminal() {
@@ -70,13 +66,6 @@ pub async fn run(args: &Args, connections: &Connections, output: &Output) -> Out
         if args.max.is_some_and(|max| is_above(&report, max)) {
             return Ok(ExitCode::from(EXIT_NO));
         }
-    }
-}
-
-async fn ended(interrupt: &mut Signal, terminate: &mut Signal) -> u8 {
-    tokio::select! {
-        _ = interrupt.recv() => EXIT_INTERRUPTED,
-        _ = terminate.recv() => EXIT_TERMINATED,
     }
 }
 
@@ -139,10 +128,9 @@ fn group_table(report: &LagReport, output: &Output) -> Table {
 }
 
 fn total_row(group: &GroupLag) -> Vec<Cell> {
-    let sum = |of: fn(&crate::lag::PartitionLag) -> Option<i64>| {
-        // What is not known of one partition is not known of all; but nothing committed in one adds nothing.
-        group.partitions.iter().filter_map(of).reduce(|sum, next| sum + next)
-    };
+    // Nothing committed in a partition adds nothing. What is to be read is another matter: the report has that sum.
+    let sum =
+        |of: fn(&PartitionLag) -> Option<i64>| group.partitions.iter().filter_map(of).reduce(|sum, next| sum + next);
     vec![
         Cell::new(&group.group),
         Cell::new("all").set_alignment(CellAlignment::Right),

@@ -20,7 +20,7 @@ Examples:
   wallex verify --wait 0        do not wait for the projections: what is behind is a difference
   wallex verify -o json | jq '.checks[] | select(.ok | not)'
 
-It may run while money moves: it compares as of the position that the log has when it begins, once the relay and both
+It may run while money moves: it compares as of the position that the log has when it begins, once the relay and both \
 projections have come through it. Of each check the first difference is named, and the others are counted. It only reads.")]
 pub struct Args {
     /// How long the relay and the projections may take to come through the position

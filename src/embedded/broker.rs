@@ -67,7 +67,7 @@ pub const PRODUCER_SETTINGS: &[(&str, &str)] = &[("linger.ms", "1"), ("compressi
 
 /// What a consumer of this broker should be told, by librdkafka's names; see the module about empty fetches and groups.
 pub const CONSUMER_SETTINGS: &[(&str, &str)] = &[
-    ("fetch.wait.max.ms", "5"),
+    ("fetch.wait.max.ms", "10"),
     // How long a client that has enough in hand waits before it fetches again: its default is a second.
     ("fetch.queue.backoff.ms", "5"),
     ("session.timeout.ms", "6000"),

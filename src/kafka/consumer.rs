@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rdkafka::bindings::rd_kafka_resp_err_t as ResponseCode;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
@@ -52,6 +53,18 @@ struct Context<A> {
 }
 
 impl<A: Assignments> ClientContext for Context<A> {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // An offset that the broker no longer has is the caller's daily bread: it reads the log instead, and says so.
+        match level {
+            _ if facility == "OFFSET" => tracing::debug!(facility, message, "librdkafka"),
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::error!(facility, message, "librdkafka");
+            }
+            RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "librdkafka"),
+            _ => tracing::debug!(facility, message, "librdkafka"),
+        }
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(%error, reason, "consumer");
     }
@@ -111,7 +124,7 @@ pub(crate) struct GroupConsumer<A: Assignments> {
 impl<A: Assignments> GroupConsumer<A> {
     /// Joins the group. Partitions come later, from within [`GroupConsumer::poll`].
     pub(crate) fn join(kafka: &KafkaConfig, group: &str, topic: &str, assignments: Arc<A>) -> Result<Self, KafkaError> {
-        let mut settings = vec![
+        let defaults = [
             ("group.id", group),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
@@ -124,10 +137,7 @@ impl<A: Assignments> GroupConsumer<A> {
             ("queued.min.messages", "5000"),
             ("queued.max.messages.kbytes", "16384"),
         ];
-        if kafka.embedded {
-            settings.extend_from_slice(CONSUMER_SETTINGS);
-        }
-        let config = kafka.client_config(&settings);
+        let config = kafka.client_config(&defaults, CONSUMER_SETTINGS);
         let context = Context { topic: topic.to_owned(), assignments };
         let consumer: BaseConsumer<Context<A>> = config.create_with_context(context)?;
         consumer.subscribe(&[topic])?;

@@ -50,11 +50,13 @@ impl KafkaConfig {
         KafkaConfig { brokers: brokers.into(), embedded: false, properties: BTreeMap::new() }
     }
 
-    /// A client's configuration: `defaults` of whoever makes the client, then what the operator set.
-    pub(crate) fn client_config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+    /// A client's configuration: `defaults` of whoever makes the client, what the embedded broker needs in their place, and
+    /// what the operator set.
+    pub(crate) fn client_config(&self, defaults: &[(&str, &str)], embedded: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers).set("client.id", "wallex");
-        for (name, value) in defaults {
+        let embedded = if self.embedded { embedded } else { &[] };
+        for (name, value) in defaults.iter().chain(embedded) {
             config.set(*name, *value);
         }
         for (name, value) in &self.properties {

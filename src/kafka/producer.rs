@@ -10,6 +10,7 @@ use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 
+use crate::embedded::broker::PRODUCER_SETTINGS;
 use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord};
 use crate::log::Position;
 
@@ -73,7 +74,7 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     pub(crate) fn new(kafka: &KafkaConfig) -> Result<Self, KafkaError> {
-        let config = kafka.client_config(&[
+        let defaults = [
             ("enable.idempotence", "true"),
             ("acks", "all"),
             ("compression.type", "gzip"),
@@ -84,11 +85,12 @@ impl Publisher {
             ("message.timeout.ms", "0"),
             ("queue.buffering.max.messages", "100000"),
             ("queue.buffering.max.kbytes", "65536"),
-        ]);
+        ];
+        let config = kafka.client_config(&defaults, PRODUCER_SETTINGS);
         Ok(Publisher { producer: config.create_with_context(Deliveries::default())? })
     }
 
-    /// Queues a record. It is sent, and its fate told by [`Publisher::poll`].
+    /// Queues a record. It is sent, and its fate told by [`Publisher::deliveries`].
     pub(crate) fn send(
         &self,
         position: Position,
@@ -112,10 +114,19 @@ impl Publisher {
         })
     }
 
-    /// Waits up to `patience` for news, and tells what became of records sent.
-    pub(crate) fn poll(&self, patience: Duration) -> Vec<Delivery> {
-        self.producer.poll(patience);
-        std::mem::take(&mut *self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Tells what has become of records sent, without waiting.
+    pub(crate) fn deliveries(&self) -> Vec<Delivery> {
+        let mut all = Vec::new();
+        loop {
+            // One poll serves one event, which may tell of many records. (A poll that waits does so to the end of its time
+            // however early the news comes, and turns in circles for the last millisecond of it.)
+            self.producer.poll(Duration::ZERO);
+            let news = std::mem::take(&mut *self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner));
+            if news.is_empty() {
+                return all;
+            }
+            all.extend(news);
+        }
     }
 
     /// Why this producer can never send again, if so.
@@ -146,7 +157,7 @@ impl Publisher {
         }
         tracing::info!(topic = EVENTS_TOPIC, partitions = EVENTS_PARTITIONS, "the topic is missing; making it");
         let admin: AdminClient<DefaultClientContext> =
-            kafka.client_config(&[]).create().map_err(|error| error.to_string())?;
+            kafka.client_config(&[], &[]).create().map_err(|error| error.to_string())?;
         let replication = metadata.brokers().len().clamp(1, 3) as i32;
         let topic = NewTopic::new(EVENTS_TOPIC, EVENTS_PARTITIONS, TopicReplication::Fixed(replication))
             .set("retention.ms", RETENTION_MS);

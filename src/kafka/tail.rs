@@ -7,6 +7,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::embedded::broker::CONSUMER_SETTINGS;
 use crate::kafka::{EVENTS_TOPIC, HEADER_POSITION, KafkaConfig};
 use crate::log::Position;
 
@@ -27,31 +28,50 @@ pub(crate) struct PartitionTail {
     pub(crate) low: i64,
     /// The offset that its next record will get.
     pub(crate) end: i64,
-    /// The position of its last record that has one.
+    /// The position of its last genuine record.
     pub(crate) last_position: Option<Position>,
+}
+
+struct Found {
+    offset: i64,
+    position: Option<Position>,
+    key: Vec<u8>,
+    value: Vec<u8>,
 }
 
 impl TopicTail {
     pub(crate) fn new(kafka: &KafkaConfig) -> Result<Self, KafkaError> {
-        let fetch_wait_ms = if kafka.embedded { "5" } else { "100" };
-        let config = kafka.client_config(&[
+        let defaults = [
             ("group.id", "wallex-relay-tail"),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
             ("enable.partition.eof", "true"),
             ("auto.offset.reset", "error"),
-            ("fetch.wait.max.ms", fetch_wait_ms),
-        ]);
+            ("fetch.wait.max.ms", "100"),
+        ];
+        let config = kafka.client_config(&defaults, CONSUMER_SETTINGS);
         Ok(TopicTail { consumer: config.create()? })
     }
 
-    /// What a partition holds at its end.
-    pub(crate) fn look(&self, partition: i32) -> Result<PartitionTail, KafkaError> {
+    /// What a partition holds at its end; `is_genuine` is asked, by position, key and value, whether a record is the relay's.
+    pub(crate) fn look<E: From<KafkaError>>(
+        &self,
+        partition: i32,
+        mut is_genuine: impl FnMut(Position, &[u8], &[u8]) -> Result<bool, E>,
+    ) -> Result<PartitionTail, E> {
         let (low, end) = self.consumer.fetch_watermarks(EVENTS_TOPIC, partition, ANSWER_TIMEOUT)?;
         let mut look_back = LOOK_BACK;
         loop {
             let from = (end - look_back).max(low);
-            let last_position = self.read(partition, from, end)?.into_iter().rev().find_map(|(_, position)| position);
+            let mut last_position = None;
+            for record in self.read(partition, from, end)?.iter().rev() {
+                if let Some(position) = record.position
+                    && is_genuine(position, &record.key, &record.value)?
+                {
+                    last_position = Some(position);
+                    break;
+                }
+            }
             if last_position.is_some() || from == low {
                 return Ok(PartitionTail { low, end, last_position });
             }
@@ -62,10 +82,10 @@ impl TopicTail {
     /// The position of the record at an offset; `None` if there is no such record or it has none.
     pub(crate) fn position_at(&self, partition: i32, offset: i64) -> Result<Option<Position>, KafkaError> {
         let records = self.read(partition, offset, offset + 1)?;
-        Ok(records.into_iter().find(|(found, _)| *found == offset).and_then(|(_, position)| position))
+        Ok(records.into_iter().find(|record| record.offset == offset).and_then(|record| record.position))
     }
 
-    fn read(&self, partition: i32, from: i64, to: i64) -> Result<Vec<(i64, Option<Position>)>, KafkaError> {
+    fn read(&self, partition: i32, from: i64, to: i64) -> Result<Vec<Found>, KafkaError> {
         let mut found = Vec::new();
         if from >= to {
             return Ok(found);
@@ -74,10 +94,15 @@ impl TopicTail {
         list.add_partition_offset(EVENTS_TOPIC, partition, Offset::Offset(from))?;
         self.consumer.assign(&list)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
-        while found.last().is_none_or(|(offset, _)| *offset < to - 1) {
+        while found.last().is_none_or(|record: &Found| record.offset < to - 1) {
             let patience = deadline.saturating_duration_since(Instant::now());
             match self.consumer.poll(patience) {
-                Some(Ok(message)) => found.push((message.offset(), position_of(&message))),
+                Some(Ok(message)) => found.push(Found {
+                    offset: message.offset(),
+                    position: position_of(&message),
+                    key: message.key().unwrap_or_default().to_vec(),
+                    value: message.payload().unwrap_or_default().to_vec(),
+                }),
                 // Offsets may have holes before the end; and what is past the end is not there.
                 Some(Err(KafkaError::PartitionEOF(_))) => break,
                 Some(Err(error)) => return Err(error),

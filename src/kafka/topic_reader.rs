@@ -1,6 +1,8 @@
 //! Reads a topic from its beginning to where it ends now, each partition at its own pace. Joins no group, commits nothing.
+//!
+//! No offset is passed over in silence: what does not come must have been deleted by retention, or reading fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers};
 use rdkafka::{Message, Offset, TopicPartitionList};
 
+use crate::embedded::broker::CONSUMER_SETTINGS;
 use crate::kafka::watermarks::{Watermarks, watermarks};
 use crate::kafka::{HEADER_POSITION, KafkaConfig};
 use crate::log::Position;
@@ -21,7 +24,7 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Memory is bounded by the first of these, a partition. The rest keeps the client from pausing for its usual second whenever
 /// a partition's queue has been full, or for half a second where the other partitions have nothing to say.
-const CLIENT_DEFAULTS: [(&str, &str); 8] = [
+const CLIENT_DEFAULTS: [(&str, &str); 9] = [
     ("queued.max.messages.kbytes", "2048"),
     ("queued.min.messages", "10000"),
     ("fetch.message.max.bytes", "524288"),
@@ -29,6 +32,7 @@ const CLIENT_DEFAULTS: [(&str, &str); 8] = [
     ("fetch.wait.max.ms", "10"),
     ("fetch.error.backoff.ms", "50"),
     ("auto.offset.reset", "earliest"),
+    ("isolation.level", "read_uncommitted"),
     ("enable.auto.commit", "false"),
 ];
 
@@ -65,8 +69,10 @@ pub(crate) struct TopicReader {
 struct Partition {
     queue: rdkafka::consumer::base_consumer::PartitionQueue<DefaultConsumerContext>,
     watermarks: Watermarks,
-    /// Offset of the next record to come out of the queue, at least.
+    /// Offset of the next record to be had.
     next: i64,
+    /// Records that came before the partition had its own queue.
+    early: VecDeque<TopicRecord>,
     peeked: Option<TopicRecord>,
 }
 
@@ -80,7 +86,7 @@ impl TopicReader {
     }
 
     fn try_open(config: &KafkaConfig, topic: &str, timeout: Duration) -> Result<Option<Self>, KafkaError> {
-        let mut client_config = config.client_config(&CLIENT_DEFAULTS);
+        let mut client_config = config.client_config(&CLIENT_DEFAULTS, CONSUMER_SETTINGS);
         client_config.set("group.id", GROUP).set("enable.partition.eof", "true");
         let consumer: Arc<BaseConsumer> = Arc::new(client_config.create()?);
         let found = watermarks(&*consumer, topic, Instant::now() + timeout)?;
@@ -98,7 +104,16 @@ impl TopicReader {
             let queue = consumer
                 .split_partition_queue(topic, partition)
                 .ok_or_else(|| KafkaError::Subscription(format!("partition {partition} of {topic}")))?;
-            partitions.insert(partition, Partition { queue, watermarks, next: watermarks.low, peeked: None });
+            let (next, early) = (watermarks.low, VecDeque::new());
+            partitions.insert(partition, Partition { queue, watermarks, next, early, peeked: None });
+        }
+        // What was fetched before that lies in the client's common queue, and nothing is added there any more.
+        while let Some(event) = consumer.poll(Duration::ZERO) {
+            if let Ok(message) = event
+                && let Some(reading) = partitions.get_mut(&message.partition())
+            {
+                reading.early.push_back(copied(&message));
+            }
         }
         Ok(Some(TopicReader { topic: topic.to_owned(), timeout, partitions, consumer }))
     }
@@ -117,8 +132,9 @@ impl TopicReader {
             return Ok(None);
         };
         if reading.peeked.is_none() {
-            let deadline = Instant::now() + self.timeout;
-            reading.peeked = next_record(reading, &self.consumer, deadline)
+            let broker = Broker { consumer: &self.consumer, topic: &self.topic, partition, timeout: self.timeout };
+            reading.peeked = reading
+                .advance(&broker)
                 .map_err(|reason| format!("partition {partition} of {} cannot be read: {reason}", self.topic))?;
         }
         Ok(reading.peeked.as_ref())
@@ -129,44 +145,106 @@ impl TopicReader {
         self.partitions.get_mut(&partition)?.peeked.take()
     }
 
-    /// Offset of the oldest record that the broker keeps of a partition by now: retention goes on while we read.
+    /// Moves a partition's end to where it is by now; whether that is farther.
     ///
     /// # Errors
     /// Why the broker did not answer, for people.
-    pub fn low(&self, partition: i32) -> Result<i64, String> {
+    pub fn extend(&mut self, partition: i32) -> Result<bool, String> {
+        let Some(reading) = self.partitions.get_mut(&partition) else {
+            return Ok(false);
+        };
         let answer = self.consumer.fetch_watermarks(&self.topic, partition, self.timeout);
-        answer.map(|(low, _)| low).map_err(|error| format!("partition {partition} of {}: {error}", self.topic))
+        let (_, end) = answer.map_err(|error| format!("partition {partition} of {}: {error}", self.topic))?;
+        let is_farther = end > reading.watermarks.end;
+        reading.watermarks.end = reading.watermarks.end.max(end);
+        Ok(is_farther)
+    }
+
+    /// Offset of the oldest record of a partition that could be read. Retention moves it up while we read.
+    pub fn low(&self, partition: i32) -> i64 {
+        self.partitions.get(&partition).map_or(0, |reading| reading.watermarks.low)
     }
 }
 
-fn next_record(
-    reading: &mut Partition,
-    consumer: &Arc<BaseConsumer>,
-    deadline: Instant,
-) -> Result<Option<TopicRecord>, String> {
-    let mut trouble = None;
-    while reading.next < reading.watermarks.end {
-        match reading.queue.poll(POLL) {
-            Some(Ok(message)) => {
-                reading.next = message.offset() + 1;
-                // Beyond the end is what came after we began.
-                return Ok((message.offset() < reading.watermarks.end).then(|| copied(&message)));
+/// Who is asked for one partition's records.
+struct Broker<'a> {
+    consumer: &'a BaseConsumer,
+    topic: &'a str,
+    partition: i32,
+    timeout: Duration,
+}
+
+impl Partition {
+    /// The next record, or `None` at the end.
+    fn advance(&mut self, broker: &Broker<'_>) -> Result<Option<TopicRecord>, String> {
+        while self.next < self.watermarks.end {
+            let arrived = match self.early.pop_front() {
+                Some(record) => Some(record),
+                None => self.poll(broker)?,
+            };
+            match arrived {
+                // The client was at the end once: long ago, or because retention has deleted everything up to there.
+                None => {
+                    let low = broker.low()?;
+                    if low > self.next {
+                        self.passed_over(low.min(self.watermarks.end));
+                    }
+                }
+                Some(record) if record.offset < self.next => {}
+                Some(record) => {
+                    if record.offset > self.next {
+                        let low = broker.low()?;
+                        if low < record.offset {
+                            return Err(format!("offsets {} to {} did not come", self.next, record.offset - 1));
+                        }
+                        self.passed_over(record.offset.min(self.watermarks.end));
+                    }
+                    if record.offset >= self.watermarks.end {
+                        // Beyond the end is what came after we began. It is kept, should the end be moved.
+                        self.early.push_front(record);
+                        return Ok(None);
+                    }
+                    self.next = record.offset + 1;
+                    return Ok(Some(record));
+                }
             }
-            // The partition has shrunk to less than it was: records were thrown away.
-            Some(Err(KafkaError::PartitionEOF(_))) => reading.next = reading.watermarks.end,
-            // librdkafka tries again by itself; if that does not help, this was the reason.
-            Some(Err(error)) => trouble = Some(error.to_string()),
-            None => {}
         }
-        // Errors of the client as a whole arrive on its own queue, and so does nothing else that we want.
-        if let Some(Err(error)) = consumer.poll(Duration::ZERO) {
-            trouble = Some(error.to_string());
-        }
-        if Instant::now() >= deadline {
-            return Err(trouble.unwrap_or_else(|| "the broker sends nothing".to_owned()));
-        }
+        Ok(None)
     }
-    Ok(None)
+
+    /// Retention has deleted what lies before an offset.
+    fn passed_over(&mut self, offset: i64) {
+        self.next = offset;
+        self.watermarks.low = offset;
+    }
+
+    /// Waits for a record; `None` where the client has come to the partition's end instead.
+    fn poll(&self, broker: &Broker<'_>) -> Result<Option<TopicRecord>, String> {
+        let deadline = Instant::now() + broker.timeout;
+        let mut trouble = None;
+        while Instant::now() < deadline {
+            match self.queue.poll(POLL) {
+                Some(Ok(message)) => return Ok(Some(copied(&message))),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                // librdkafka tries again by itself; if that does not help, this was the reason.
+                Some(Err(error)) => trouble = Some(error.to_string()),
+                None => {}
+            }
+            // Errors of the client as a whole arrive on its own queue.
+            if let Some(Err(error)) = broker.consumer.poll(Duration::ZERO) {
+                trouble = Some(error.to_string());
+            }
+        }
+        Err(trouble.unwrap_or_else(|| "the broker sends nothing".to_owned()))
+    }
+}
+
+impl Broker<'_> {
+    /// The offset of the oldest record that the broker keeps by now.
+    fn low(&self) -> Result<i64, String> {
+        let answer = self.consumer.fetch_watermarks(self.topic, self.partition, self.timeout);
+        answer.map(|(low, _)| low).map_err(|error| error.to_string())
+    }
 }
 
 fn copied(message: &BorrowedMessage<'_>) -> TopicRecord {

@@ -7,6 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::embedded::broker::CONSUMER_SETTINGS;
 use crate::kafka::KafkaConfig;
 
 /// The records that a partition holds: from `low` up to and without `end`.
@@ -56,7 +57,7 @@ impl OffsetReader {
             let client = match self.clients.entry((*group).to_owned()) {
                 std::collections::btree_map::Entry::Occupied(kept) => kept.into_mut(),
                 std::collections::btree_map::Entry::Vacant(place) => {
-                    let mut config = self.config.client_config(&[]);
+                    let mut config = self.config.client_config(&[], CONSUMER_SETTINGS);
                     config.set("group.id", *group).set("enable.auto.commit", "false");
                     place.insert(config.create()?)
                 }

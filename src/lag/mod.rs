@@ -19,9 +19,6 @@ pub(crate) use behind::EventTime;
 pub use probe::{BROKER_TIMEOUT, LagProbe};
 pub(crate) use standing::Standing;
 
-/// The consumer groups that wallex itself runs. They are listed even where they have never run.
-pub const BUILT_IN_GROUPS: [&str; 2] = ["ledger-projector", "read-model-projector"];
-
 /// How many parked wallets a report lists at most, the longest parked first.
 pub const PARKED_WALLETS_MAX: usize = 1_000;
 

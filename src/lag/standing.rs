@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::kafka::EVENTS_PARTITIONS;
-use crate::lag::{BUILT_IN_GROUPS, GroupProgress, Progress};
+use crate::lag::{GroupProgress, Progress};
 use crate::log::Position;
+use crate::projection::BUILT_IN;
 
 /// One moment of the database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +24,7 @@ impl Standing {
     /// The groups that have a checkpoint, and wallex's own; by name.
     pub fn groups(&self) -> Vec<&str> {
         let mut groups: Vec<&str> = self.checkpoints.keys().map(|(group, _)| group.as_str()).collect();
-        groups.extend(BUILT_IN_GROUPS);
+        groups.extend(BUILT_IN);
         groups.sort_unstable();
         groups.dedup();
         groups
@@ -35,14 +36,10 @@ impl Standing {
         seen.map(|partition| partition + 1).fold(EVENTS_PARTITIONS, i32::max)
     }
 
-    /// Position up to which the group's tables hold every event of the log that belongs to the partition.
-    ///
-    /// A checkpoint is the position of the partition's last processed event, and the partition may have had none since. If the
-    /// last record that was published to it has been processed, then so has everything published.
+    /// Position up to which the group's tables hold every event of the partition; 0 before the first. An idle runner moves
+    /// it up to what is published, so that a partition without events holds nobody back for long.
     pub fn through(&self, group: &str, partition: i32) -> Position {
-        let checkpoint = self.checkpoint(group, partition).unwrap_or(0);
-        let tail = self.tails.get(&partition).copied().unwrap_or(0);
-        if checkpoint >= tail { checkpoint.max(self.published) } else { checkpoint }
+        self.checkpoint(group, partition).unwrap_or(0)
     }
 
     /// The checkpoint as it stands, if there is one.
@@ -74,39 +71,33 @@ mod tests {
         Standing { head, published, ..Standing::default() }
     }
 
+    fn positions(progress: &Progress) -> Vec<(&str, Position)> {
+        progress.groups.iter().map(|group| (group.group.as_str(), group.position)).collect()
+    }
+
     #[test]
     fn groups_that_never_ran_are_listed_and_stand_at_the_beginning() {
-        let mut standing = standing(20, 10);
-        standing.tails.insert(3, 10);
+        let progress = standing(20, 10).progress();
+        assert_eq!(positions(&progress), [("ledger-projector", 0), ("read-model-projector", 0)]);
+    }
+
+    #[test]
+    fn a_group_is_as_far_as_its_slowest_partition() {
+        let mut standing = standing(30, 20);
+        for partition in 0..EVENTS_PARTITIONS {
+            let position = if partition == 4 { 12 } else { 20 };
+            standing.checkpoints.insert(("ledger-projector".to_owned(), partition), position);
+        }
         let progress = standing.progress();
-        let groups: Vec<_> = progress.groups.iter().map(|group| (group.group.as_str(), group.position)).collect();
-        assert_eq!(groups, [("ledger-projector", 0), ("read-model-projector", 0)]);
+        assert_eq!(positions(&progress), [("ledger-projector", 12), ("read-model-projector", 0)]);
+        assert!(!progress.is_through(12));
     }
 
     #[test]
-    fn a_partition_without_events_holds_nobody_back() {
-        let mut standing = standing(10, 10);
-        standing.tails.insert(3, 10);
-        standing.checkpoints.insert(("ledger-projector".to_owned(), 3), 10);
-        assert_eq!(standing.group_through("ledger-projector"), 10);
-        assert_eq!(standing.group_through("read-model-projector"), 0);
-    }
-
-    #[test]
-    fn a_partition_that_is_behind_its_last_record_holds_its_group_at_its_checkpoint() {
+    fn groups_of_others_are_listed_by_name() {
         let mut standing = standing(30, 20);
-        standing.tails.extend([(3, 20), (4, 15)]);
-        standing.checkpoints.insert(("ledger-projector".to_owned(), 3), 20);
-        standing.checkpoints.insert(("ledger-projector".to_owned(), 4), 12);
-        assert_eq!(standing.group_through("ledger-projector"), 12);
-        assert!(!standing.progress().is_through(13));
-    }
-
-    #[test]
-    fn nobody_is_further_than_what_was_published() {
-        let mut standing = standing(30, 20);
-        standing.tails.insert(3, 20);
-        standing.checkpoints.insert(("ledger-projector".to_owned(), 3), 20);
-        assert_eq!(standing.group_through("ledger-projector"), 20);
+        standing.checkpoints.insert(("notifications".to_owned(), 11), 20);
+        assert_eq!(standing.groups(), ["ledger-projector", "notifications", "read-model-projector"]);
+        assert_eq!(standing.partitions(), 12);
     }
 }

@@ -1,6 +1,6 @@
 //! A log in memory, for tests: the same answers as the real one, gone with the process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -67,7 +67,8 @@ impl EventLog for MemoryLog {
             }
             *expected += 1;
         }
-        if batch.keys.iter().any(|key| state.keys.contains_key(&key.scope)) {
+        let mut new_keys = HashSet::new();
+        if batch.keys.iter().any(|key| state.keys.contains_key(&key.scope) || !new_keys.insert(&key.scope)) {
             return Ok(Appended::Conflict);
         }
         for (place, event) in batch.events.iter().enumerate() {

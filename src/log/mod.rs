@@ -10,6 +10,7 @@
 mod memory;
 mod view;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -108,6 +109,17 @@ pub struct Batch {
     /// The keys of the commands that made them. Positions in them count from the batch's first event as 1, plus
     /// `expected_head`; a batch with keys has an `expected_head`.
     pub keys: Vec<KeyRecord>,
+}
+
+impl Batch {
+    /// Whether the events of each stream follow one another, without a gap or a double.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        let mut last: HashMap<&WalletId, Revision> = HashMap::with_capacity(self.events.len());
+        self.events.iter().all(|event| {
+            let before = last.insert(&event.stream, event.revision);
+            before.is_none_or(|before| event.revision == before + 1)
+        })
+    }
 }
 
 /// What became of an append.

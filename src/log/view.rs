@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use thiserror::Error;
 
 use crate::log::{EventLog, LogError};
-use crate::sequencer::{SNAPSHOT_FORMAT, restore};
+use crate::sequencer::{SNAPSHOT_FORMAT, apply_next, restore};
 use crate::wallet::{Corrupt, EventError, Wallet, WalletEvent, WalletId};
 
 /// A wallet and the newest part of its history.
@@ -44,13 +44,21 @@ pub async fn read_wallet<L: EventLog>(
         return Ok(None);
     };
     let mut wallet = restore(&loaded)?;
-    let mut trail = Vec::new();
-    for recorded in log.read_stream_end(id, trail_max).await? {
-        let event = recorded.decode()?;
-        if recorded.revision > wallet.version {
-            wallet.apply(&event, recorded.recorded_at)?;
+    let newest = log.read_stream_end(id, trail_max).await?;
+    // A wallet in heavy use may have got more events between the two reads than the trail is long.
+    if let Some(first) = newest.first()
+        && let Ok(between @ 1..) = usize::try_from(first.revision - wallet.version - 1)
+    {
+        for recorded in log.read_stream(id, wallet.version + 1, between).await? {
+            apply_next(&mut wallet, &recorded)?;
         }
-        trail.push((event, recorded.recorded_at));
+    }
+    let mut trail = Vec::with_capacity(newest.len());
+    for recorded in newest {
+        if recorded.revision > wallet.version {
+            apply_next(&mut wallet, &recorded)?;
+        }
+        trail.push((recorded.decode()?, recorded.recorded_at));
     }
     Ok(Some(WalletView { wallet, trail }))
 }

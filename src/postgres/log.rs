@@ -25,34 +25,35 @@ const HEAD_LOCK_IDLE_MAX: &str = "5s";
 /// `head` is the compare-and-swap, and everything else hangs on its row: no row, nothing is written. A stream's last revision
 /// is checked where the batch first touches the stream; that reading may be older than the row lock, but then either the head has
 /// moved, or the unique index on (stream, revision) refuses.
+///
+/// The batch is never joined with itself: without statistics of an array PostgreSQL does that event by event, and the cost of an
+/// append would grow with the square of its events.
 const APPEND: &str = "
 WITH batch AS (
-    SELECT *, row_number() OVER () AS place
+    SELECT b.*, coalesce(b.stream_id, (SELECT s.stream_id FROM streams s WHERE s.name = b.stream)) AS known_id,
+           min(b.place) OVER (PARTITION BY b.stream) AS first_place
       FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::uuid[], $7::text[], $8::bytea[], $9::bytea[])
-        AS b(stream, stream_id, revision, event_id, event_type, payload, metadata)
+           WITH ORDINALITY AS b(stream, stream_id, revision, event_id, event_type, payload, metadata, place)
 ), first_of_stream AS (
-    SELECT DISTINCT ON (stream) stream, stream_id, revision, place FROM batch ORDER BY stream, place
-), resolved AS (
-    SELECT f.*, coalesce(f.stream_id, (SELECT s.stream_id FROM streams s WHERE s.name = f.stream)) AS known_id
-      FROM first_of_stream f
+    SELECT * FROM batch WHERE place = first_place
 ), head AS (
     UPDATE log_head SET position = position + $2
      WHERE ($1::bigint IS NULL OR position = $1)
        AND NOT EXISTS (
-           SELECT FROM resolved r
-            WHERE r.revision <> coalesce((SELECT max(e.revision) FROM events e WHERE e.stream_id = r.known_id), -1) + 1)
+           SELECT FROM first_of_stream f
+            WHERE f.revision <> coalesce((SELECT max(e.revision) FROM events e WHERE e.stream_id = f.known_id), -1) + 1)
        AND NOT EXISTS (
            SELECT FROM unnest($12::text[], $13::text[], $14::text[]) AS k(wallet_id, command_kind, key)
              JOIN idempotency_keys i USING (wallet_id, command_kind, key))
     RETURNING position
 ), new_streams AS (
     INSERT INTO streams (stream_id, name)
-    SELECT h.position - $2 + r.place, r.stream FROM resolved r, head h WHERE r.known_id IS NULL
+    SELECT h.position - $2 + f.place, f.stream FROM first_of_stream f, head h WHERE f.known_id IS NULL
 ), new_events AS (
     INSERT INTO events (position, stream_id, revision, event_id, event_type, event_version, recorded_at, payload, metadata)
-    SELECT h.position - $2 + b.place, coalesce(r.known_id, h.position - $2 + r.place), b.revision, b.event_id,
+    SELECT h.position - $2 + b.place, coalesce(b.known_id, h.position - $2 + b.first_place), b.revision, b.event_id,
            b.event_type, $10, $11, b.payload, b.metadata
-      FROM batch b JOIN resolved r USING (stream), head h ORDER BY b.place
+      FROM batch b, head h ORDER BY b.place
 ), new_keys AS (
     INSERT INTO idempotency_keys (wallet_id, command_kind, key, fingerprint, position, event_count, created_at)
     SELECT k.*, $11
@@ -83,7 +84,7 @@ impl PostgresLog {
     }
 
     fn pool(&self) -> &PgPool {
-        self.database.pool()
+        self.database.by_index()
     }
 
     async fn take_writer(&self, kept: &mut Option<Writer>) -> Result<Writer, sqlx::Error> {
@@ -170,7 +171,10 @@ impl EventLog for PostgresLog {
         let mut writer = self.take_writer(&mut kept).await.map_err(log_error)?;
         // The connection is kept only after an answer: one that was dropped half-way (a caller's time-out) or that
         // failed is in a state that nobody knows.
-        let appended = Self::append_on(&mut writer.connection, batch).await.map_err(log_error)?;
+        let appended = match batch.is_contiguous() {
+            true => Self::append_on(&mut writer.connection, batch).await.map_err(log_error)?,
+            false => Appended::Conflict,
+        };
         if writer.holds_head {
             sqlx::query("COMMIT").execute(&mut writer.connection).await.map_err(log_error)?;
             writer.holds_head = false;

@@ -63,6 +63,11 @@ pub enum DatabaseError {
     Migrate(String),
 }
 
+/// For statements that look single rows up, many times a second: always by index. PostgreSQL keeps one plan for all their
+/// runs, and made on a table that is still small, that plan reads the whole of it, for as long as nobody analyses it.
+const BY_INDEX: [(&str, &str); 3] =
+    [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+
 /// The schema's history, in `migrations/`.
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -76,7 +81,8 @@ const UNTESTED_IDLE_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Database {
     pool: PgPool,
-    options: PgConnectOptions,
+    by_index: PgPool,
+    by_index_options: PgConnectOptions,
     masked_url: String,
 }
 
@@ -91,7 +97,7 @@ impl Database {
             .application_name("wallex")
             .statement_cache_capacity(256);
         let masked_url = masked(url);
-        let pool = PgPoolOptions::new()
+        let pool_options = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A connection used a moment ago is taken as it is; one that has lain idle may have died with its server.
@@ -103,11 +109,15 @@ impl Database {
                     }
                     Ok(true)
                 })
-            })
+            });
+        let pool = pool_options
+            .clone()
             .connect_with(options.clone())
             .await
             .map_err(|error| DatabaseError::Connect { url: masked_url.clone(), reason: error.to_string() })?;
-        Ok(Database { pool, options, masked_url })
+        let by_index_options = options.options(BY_INDEX);
+        let by_index = pool_options.connect_lazy_with(by_index_options.clone());
+        Ok(Database { pool, by_index, by_index_options, masked_url })
     }
 
     /// Brings the schema up to this program's version; does nothing where it is.
@@ -161,9 +171,21 @@ impl Database {
         &self.pool
     }
 
-    /// How to open a connection outside the pool: the write path's and the relay's session lock are their own.
+    /// A second pool, whose connections look rows up by index and nothing else: for the write path, the reads of single
+    /// wallets and the projections. It has connections of its own, so that slow reports do not keep these waiting.
+    pub(crate) fn by_index(&self) -> &PgPool {
+        &self.by_index
+    }
+
+    /// Closes every connection, and waits for those in use.
+    pub async fn close(&self) {
+        self.pool.close().await;
+        self.by_index.close().await;
+    }
+
+    /// How to open a connection outside the pools: the write path's and the relay's session lock are their own.
     pub(crate) fn connect_options(&self) -> &PgConnectOptions {
-        &self.options
+        &self.by_index_options
     }
 }
 
@@ -179,8 +201,9 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(database) => database.code().is_some_and(|code| {
             // Connection, resources (disk full, too many connections), operator intervention, system error,
             // and of transaction rollback: serialization failure, deadlock. Lock not available. Read-only: a failover.
+            // A transaction that lay idle for too long: we held the log's head, and were halted.
             ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
-                || ["40001", "40P01", "55P03", "25006"].contains(&code.as_ref())
+                || ["40001", "40P01", "55P03", "25006", "25P03"].contains(&code.as_ref())
         }),
         _ => false,
     }

@@ -84,6 +84,11 @@ impl RelaySession {
         Ok(())
     }
 
+    /// Fails if the session, and the lock with it, is gone.
+    pub(crate) async fn assert_held(&mut self) -> Result<(), sqlx::Error> {
+        self.connection.ping().await
+    }
+
     /// Makes way for another relay.
     pub(crate) async fn end(self) {
         // Where the connection is gone already, so is the lock.

@@ -46,7 +46,8 @@ fn posting_row(row: &PgRow) -> Result<PostingRow, sqlx::Error> {
         description: row.try_get(8)?,
         reference_id: row.try_get(9)?,
         related_wallet_id: row.try_get(10)?,
-        created_at: row.try_get(11)?,
+        metadata: row.try_get(11)?,
+        created_at: row.try_get(12)?,
     })
 }
 
@@ -64,7 +65,7 @@ impl Database {
     pub(crate) async fn posting_rows(&self, first: Position, last: Position) -> Result<Vec<PostingRow>, VerifyError> {
         let statement =
             "SELECT position, leg, account, currency, amount, balance_after, event_id, transaction_type, description,
-                                reference_id, related_wallet_id, created_at
+                                reference_id, related_wallet_id, metadata, created_at
                            FROM ledger_postings WHERE position BETWEEN $1 AND $2 ORDER BY position, leg";
         let rows = sqlx::query(statement).bind(first).bind(last).fetch_all(self.pool()).await.map_err(verify_error)?;
         all(&rows, posting_row)
@@ -145,15 +146,25 @@ impl Database {
         all(&rows, event_row)
     }
 
-    /// Up to `limit` idempotency keys behind one, in the order of their primary key, each with whose event it points to.
-    pub(crate) async fn key_rows(&self, after: (&str, &str, &str), limit: i64) -> Result<Vec<KeyRow>, VerifyError> {
-        let statement = "SELECT k.wallet_id, k.command_kind, k.key, k.position, k.event_count,
-                                (SELECT s.name FROM events e JOIN streams s USING (stream_id) WHERE e.position = k.position)
-                           FROM idempotency_keys k WHERE (k.wallet_id, k.command_kind, k.key) > ($1, $2, $3)
-                          ORDER BY k.wallet_id, k.command_kind, k.key LIMIT $4";
-        let query = sqlx::query(statement).bind(after.0).bind(after.1).bind(after.2).bind(limit);
-        let rows = query.fetch_all(self.pool()).await.map_err(verify_error)?;
-        all(&rows, |row| {
+    /// How many idempotency keys there are.
+    pub(crate) async fn key_count(&self) -> Result<i64, VerifyError> {
+        let statement = "SELECT count(*) FROM idempotency_keys";
+        sqlx::query_scalar(statement).fetch_one(self.pool()).await.map_err(verify_error)
+    }
+
+    /// The first idempotency key that does not stand for events of its wallet, if there is one.
+    pub(crate) async fn key_stray(&self) -> Result<Option<KeyRow>, VerifyError> {
+        // One statement and not pages: keys are ordered by wallet, and looking millions of positions up in that order costs
+        // far more than one join, which the server keeps within its own bounds.
+        let statement = "SELECT k.wallet_id, k.command_kind, k.key, k.position, k.event_count, s.name, count(*) OVER ()
+                           FROM log_head h, idempotency_keys k
+                           LEFT JOIN events e ON e.position = k.position
+                           LEFT JOIN streams s ON s.stream_id = e.stream_id
+                          WHERE s.name IS DISTINCT FROM k.wallet_id OR k.event_count < 1
+                             OR k.position > h.position - k.event_count + 1
+                          ORDER BY k.position, k.wallet_id LIMIT 1";
+        let row = sqlx::query(statement).fetch_optional(self.pool()).await.map_err(verify_error)?;
+        let read = |row: PgRow| -> Result<KeyRow, sqlx::Error> {
             Ok(KeyRow {
                 wallet_id: row.try_get(0)?,
                 command_kind: row.try_get(1)?,
@@ -161,8 +172,10 @@ impl Database {
                 position: row.try_get(3)?,
                 event_count: row.try_get(4)?,
                 event_wallet_id: row.try_get(5)?,
+                alike: row.try_get(6)?,
             })
-        })
+        };
+        row.map(read).transpose().map_err(verify_error)
     }
 
     /// A wallet of the read model that has no stream, if there is one.

@@ -197,7 +197,7 @@ impl Default for Looks {
 
 impl Looks {
     /// How long none has come.
-    fn idle_for(&self) -> Duration {
+    pub(super) fn idle_for(&self) -> Duration {
         self.last_record.elapsed()
     }
 

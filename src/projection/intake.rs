@@ -1,6 +1,7 @@
 //! From consumed records to batches: what is foreign is told apart, what is in the tables already is passed over, and the rest
 //! is applied in order.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::kafka::ConsumedRecord;
@@ -19,6 +20,9 @@ pub(super) struct Gathering {
     places: BTreeMap<i32, Next>,
 }
 
+/// A record's offset and partition, and what the log says of it.
+type Judged = (i64, i32, Result<Item, Box<Foreign>>);
+
 /// A partition's place after what was gathered, and the position from which its checkpoint departs.
 struct Next {
     from: Position,
@@ -29,12 +33,14 @@ struct Next {
 impl Gathering {
     /// The place of a partition after what has been gathered; `None` if the runner no longer has it.
     pub(super) fn place(&mut self, assigned: &Assigned, partition: i32) -> Option<&mut Place> {
-        if !self.places.contains_key(&partition) {
-            let place = assigned.places().get(&partition)?.clone();
-            let next = Next { from: place.checkpoint.position, before: place.clone(), place };
-            self.places.insert(partition, next);
-        }
-        self.places.get_mut(&partition).map(|next| &mut next.place)
+        let next = match self.places.entry(partition) {
+            Entry::Occupied(gathered) => gathered.into_mut(),
+            Entry::Vacant(first) => {
+                let place = assigned.places().get(&partition)?.clone();
+                first.insert(Next { from: place.checkpoint.position, before: place.clone(), place })
+            }
+        };
+        Some(&mut next.place)
     }
 }
 
@@ -68,7 +74,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                         "a foreign record; it is put aside"
                     );
                     place.take_foreign(offset);
-                    gathering.batch.push_foreign(foreign);
+                    gathering.batch.push_foreign(*foreign);
                 }
             }
             if gathering.batch.len() >= self.options.batch_max {
@@ -80,7 +86,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
 
     /// Reads records and holds them against the log: only what stands there is applied, whoever has written the record.
     /// What will be passed over needs no proof.
-    fn judge(&mut self, records: Vec<ConsumedRecord>) -> Result<Vec<(i64, i32, Result<Item, Foreign>)>, Interrupted> {
+    fn judge(&mut self, records: Vec<ConsumedRecord>) -> Result<Vec<Judged>, Interrupted> {
         let read: Vec<_> =
             records.into_iter().map(|record| (record.offset, record.partition, Item::read(record))).collect();
         let is_new = |assigned: &Assigned, item: &Item| {
@@ -112,7 +118,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         &mut self,
         item: Item,
         logged: &HashMap<Position, LoggedEvent>,
-    ) -> Result<Result<Item, Foreign>, Interrupted> {
+    ) -> Result<Result<Item, Box<Foreign>>, Interrupted> {
         let mut verdict = item.hold_against(logged.get(&item.position));
         if verdict.is_ok() && item.event.is_err() {
             let page = self.persevere(|this| Ok(this.runtime.block_on(this.log.read(item.position - 1, 1))?))?;
@@ -121,7 +127,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         Ok(match verdict {
             Ok(()) => Ok(item),
             Err(reason) => match item.clone().into_foreign(reason) {
-                Some(foreign) => Err(foreign),
+                Some(foreign) => Err(Box::new(foreign)),
                 None => Ok(item),
             },
         })

@@ -99,6 +99,9 @@ pub trait Projection: Send + 'static {
 
     /// Writes the rows for these events, in order, inside the transaction that moves the checkpoint. It may be called
     /// again with the same events after a failure: the transaction was rolled back, so nothing may be kept outside of it.
+    ///
+    /// The connection is set to look rows up by index (`enable_seqscan` and so on are off): what it finds by, it should have
+    /// an index for.
     fn apply(
         &mut self,
         events: &[EventRecord],

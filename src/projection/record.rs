@@ -29,7 +29,7 @@ pub(super) struct Foreign {
 
 impl Item {
     /// Reads a consumed record.
-    pub(super) fn read(record: ConsumedRecord) -> Result<Item, Foreign> {
+    pub(super) fn read(record: ConsumedRecord) -> Result<Item, Box<Foreign>> {
         match laid_to(&record) {
             Ok((wallet_id, position, revision)) => {
                 let value = record.value.as_deref().unwrap_or_default();
@@ -37,7 +37,7 @@ impl Item {
                     .map_err(|error| error.to_string());
                 Ok(Item { partition: record.partition, wallet_id, position, revision, event, record: Some(record) })
             }
-            Err(reason) => Err(Foreign { record, reason }),
+            Err(reason) => Err(Box::new(Foreign { record, reason })),
         }
     }
 

@@ -28,6 +28,11 @@ const MIRROR_EVERY: Duration = Duration::from_millis(100);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
+/// Under load, how long to gather more records for one transaction: a commit costs the same for ten as for a hundred.
+const GATHER: Duration = Duration::from_millis(10);
+/// The load is on if the last records came less than this ago.
+const UNDER_LOAD: Duration = Duration::from_millis(40);
+
 /// Bounds of a runner.
 #[derive(Clone, Debug)]
 pub struct RunnerOptions {
@@ -191,7 +196,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
     fn run(runner: ProjectionRunner<P, L>, runtime: Handle, stop: CancellationToken) -> Result<(), RunnerError> {
         let ProjectionRunner { projection, database, log, kafka, options, state } = runner;
         let name = projection.name().to_owned();
-        let pool = database.pool().clone();
+        let pool = database.by_index().clone();
         let mut applier = Applier::new(projection, pool.clone(), runtime.clone(), stop.clone());
         let mut waits = backoff();
         while let Err(error) = applier.prepare() {
@@ -263,7 +268,16 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
             return Ok(std::mem::take(&mut self.waiting));
         }
         let patience = self.looks.until_next().clamp(Duration::from_millis(1), POLL_PATIENCE);
-        let records = self.consumer.poll(patience, self.options.batch_max);
+        let mut records = self.consumer.poll(patience, self.options.batch_max);
+        if let Ok(records) = &mut records
+            && (1..self.options.batch_max).contains(&records.len())
+            && self.looks.idle_for() < UNDER_LOAD
+        {
+            std::thread::sleep(GATHER);
+            // An error here comes again with the next poll, if it lasts.
+            records
+                .extend(self.consumer.poll(Duration::ZERO, self.options.batch_max - records.len()).unwrap_or_default());
+        }
         if self.assigned.take_change() {
             // What has just been assigned is given time to come.
             self.looks.records_came();

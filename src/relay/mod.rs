@@ -33,6 +33,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::kafka::KafkaConfig;
 use crate::log::EventLog;
@@ -78,7 +79,13 @@ impl<L: EventLog> Relay<L> {
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
         let (done, ended) = oneshot::channel();
         let runtime = Handle::current();
-        let ears = self.options.listen.then(|| tokio::spawn(listen(self.database.clone(), self.bell.clone())));
+        // Whoever drops this future wants no relay, though its thread does not end by itself.
+        let stop = stop.child_token();
+        let _stopped_with_this = stop.clone().drop_guard();
+        let ears = self
+            .options
+            .listen
+            .then(|| AbortOnDropHandle::new(tokio::spawn(listen(self.database.clone(), self.bell.clone()))));
         std::thread::Builder::new()
             .name("relay".to_owned())
             .spawn(move || {
@@ -88,9 +95,7 @@ impl<L: EventLog> Relay<L> {
             })
             .map_err(|error| RelayError::Thread(error.to_string()))?;
         let ended = ended.await.map_err(|_| RelayError::Thread("it ended without a word".to_owned()));
-        if let Some(ears) = ears {
-            ears.abort();
-        }
+        drop(ears);
         ended
     }
 

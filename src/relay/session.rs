@@ -24,12 +24,16 @@ const PAGE: usize = 1_000;
 const OUTSTANDING_MAX: usize = 20_000;
 /// An idle relay looks for itself this often, in case the bell was not heard.
 const IDLE_LOOK: Duration = Duration::from_millis(200);
-/// How long to wait for acknowledgements at a time.
-const ACKNOWLEDGEMENT_WAIT: Duration = Duration::from_millis(1);
+/// The pace under load: what is appended meanwhile goes out together, because records sent one by one cost the broker and
+/// its consumers several times as much. An idle relay sends at once.
+const PACE: Duration = Duration::from_millis(20);
 /// While much is under way, the checkpoint moves this often.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(20);
 /// How often a relay that has run ahead as far as it may looks whether the projections have come after.
 const BUDGET_LOOK: Duration = Duration::from_millis(10);
+
+/// How long a relay that is stopped waits for the broker to acknowledge what is under way.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a session ended in good order.
 pub(super) enum Ended {
@@ -72,11 +76,13 @@ pub(super) fn run<L: EventLog>(relay: &Relay<L>, runtime: &Handle, stop: &Cancel
         present: beginning.present,
         strange: beginning.strange,
         strange_until: beginning.strange_until,
+        held_tails: BTreeMap::new(),
         pending: VecDeque::new(),
         budget: Budget::default(),
         checkpointed: beginning.from,
         checkpoint_due: Instant::now(),
     };
+    session.account_for_present()?;
     match session.publish() {
         Ok(()) => {
             runtime.block_on(session.lock.end());
@@ -108,7 +114,15 @@ fn begin<L: EventLog>(relay: &Relay<L>, runtime: &Handle, lock: &mut RelaySessio
     let mut tails = BTreeMap::new();
     let mut strange = Vec::new();
     for partition in 0..EVENTS_PARTITIONS {
-        let tail = topic.look(partition)?;
+        // A record that only claims a position (anybody may write to the topic) must not make the relay pass events over.
+        let tail = topic.look(partition, |position, key, value| {
+            let Some(before) = position.checked_sub(1).filter(|before| *before >= 0) else { return Ok(false) };
+            let logged = runtime.block_on(relay.log.read(before, 1))?;
+            Ok::<_, Setback>(logged.first().is_some_and(|event| {
+                let record = OutgoingRecord::of(event);
+                event.position == position && record.key.as_bytes() == key && record.value == value
+            }))
+        })?;
         if let Some(noted) = noted.get(&partition)
             && !is_as_noted(&topic, partition, &tail, noted)?
         {
@@ -165,6 +179,9 @@ struct Session<'a, L> {
     present: BTreeMap<i32, Position>,
     strange: Vec<i32>,
     strange_until: Position,
+    /// New notes that wait until everything up to `strange_until` is published: written before, they would hide from the next
+    /// relay that the topic still lacks the rest.
+    held_tails: BTreeMap<i32, RelayTail>,
     /// Read and not yet sent.
     pending: VecDeque<RecordedEvent>,
     budget: Budget,
@@ -173,19 +190,33 @@ struct Session<'a, L> {
 }
 
 impl<L: EventLog> Session<'_, L> {
-    /// Publishes until stopped. On stop, what is under way is waited for as long as the stage has patience.
+    /// Publishes until stopped. On stop, what is under way is waited for, within bounds.
     fn publish(&mut self) -> Result<(), Setback> {
+        let mut stop_by = None;
         loop {
             let stopping = self.stop.is_cancelled();
+            if stopping && Instant::now() > *stop_by.get_or_insert_with(|| Instant::now() + STOP_PATIENCE) {
+                // The next relay looks at the topic and finds out what has become of it.
+                return Err(Setback::from("the broker has not acknowledged everything before the stop"));
+            }
             let has_room = self.acknowledged.outstanding() < OUTSTANDING_MAX;
+            let mut has_more = false;
             if !stopping && has_room && self.pending.is_empty() {
-                self.read()?;
+                has_more = self.read()?;
+                // A session that was ended while there was nothing to do is noticed before anything is sent: another relay may
+                // be at it already. While much is under way, the checkpoint notices.
+                if self.acknowledged.outstanding() == 0 && !self.pending.is_empty() {
+                    self.runtime.block_on(self.lock.assert_held())?;
+                }
             }
             let is_held_up = !self.send()?;
-            self.take_deliveries(Duration::ZERO)?;
+            self.take_deliveries()?;
             self.checkpoint()?;
             if self.acknowledged.outstanding() > 0 {
-                self.take_deliveries(ACKNOWLEDGEMENT_WAIT)?;
+                // A backlog is not to be paced.
+                if !has_more {
+                    std::thread::sleep(PACE);
+                }
             } else if stopping {
                 return self.checkpoint();
             } else if is_held_up {
@@ -196,7 +227,32 @@ impl<L: EventLog> Session<'_, L> {
         }
     }
 
-    fn read(&mut self) -> Result<(), Setback> {
+    /// What an earlier session has left in the embedded broker, and the projections have not taken, counts too.
+    fn account_for_present(&mut self) -> Result<(), Setback> {
+        if !self.relay.kafka.embedded {
+            return Ok(());
+        }
+        let pool = self.relay.database.pool();
+        let taken = self.runtime.block_on(slowest_positions(pool, &BUILT_IN, EVENTS_PARTITIONS))?;
+        let mut after = taken.values().min().copied().unwrap_or(0);
+        let through = self.present.values().max().copied().unwrap_or(0);
+        while after < through {
+            let page = self.runtime.block_on(self.relay.log.read(after, PAGE))?;
+            let Some(last) = page.last() else { break };
+            after = last.position;
+            for event in page {
+                let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
+                let is_present = self.present.get(&partition).is_some_and(|present| event.position <= *present);
+                if is_present && taken.get(&partition).is_none_or(|taken| event.position > *taken) {
+                    self.budget.spend(partition, event.position, OutgoingRecord::of(&event).bytes());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads on; whether there may be more at once.
+    fn read(&mut self) -> Result<bool, Setback> {
         let after = self.acknowledged.next() - 1;
         let page = self.runtime.block_on(self.relay.log.read(after, PAGE))?;
         for (event, expected) in page.iter().zip(after + 1..) {
@@ -207,8 +263,9 @@ impl<L: EventLog> Session<'_, L> {
                 )));
             }
         }
+        let is_full = page.len() == PAGE;
         self.pending.extend(page);
-        Ok(())
+        Ok(is_full)
     }
 
     /// Sends what has been read. `false` if the projections have to come after first.
@@ -244,8 +301,8 @@ impl<L: EventLog> Session<'_, L> {
         Ok(true)
     }
 
-    fn take_deliveries(&mut self, patience: Duration) -> Result<(), Setback> {
-        for Delivery { position, partition, offset } in self.publisher.poll(patience) {
+    fn take_deliveries(&mut self) -> Result<(), Setback> {
+        for Delivery { position, partition, offset } in self.publisher.deliveries() {
             match offset {
                 Ok(offset) => self.acknowledged.acknowledge(position, partition, offset),
                 Err(reason) => {
@@ -266,10 +323,17 @@ impl<L: EventLog> Session<'_, L> {
         if through == self.checkpointed || (!is_quiet && Instant::now() < self.checkpoint_due) {
             return Ok(());
         }
-        let tails = self.acknowledged.take_tails();
+        self.held_tails.extend(self.acknowledged.take_tails());
+        if through < self.strange_until {
+            self.checkpointed = through;
+            self.runtime.block_on(self.lock.assert_held())?;
+            self.checkpoint_due = Instant::now() + CHECKPOINT_EVERY;
+            return Ok(());
+        }
+        let tails = std::mem::take(&mut self.held_tails);
         self.runtime.block_on(self.lock.move_checkpoint(through, &tails))?;
         self.strange.retain(|partition| !tails.contains_key(partition));
-        if through >= self.strange_until && !self.strange.is_empty() {
+        if !self.strange.is_empty() {
             self.runtime.block_on(self.lock.forget_tails(&std::mem::take(&mut self.strange)))?;
         }
         self.checkpointed = through;

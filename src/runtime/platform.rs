@@ -9,7 +9,7 @@ use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
 use crate::postgres::{Database, DatabaseError};
 use crate::runtime::Config;
 
-/// How many connections the pool of one process may open. The managed PostgreSQL allows 64.
+/// How many connections each of a process's two pools may open. The managed PostgreSQL allows 200.
 const CONNECTIONS_MAX: u32 = 16;
 
 /// Why a wallex could not be opened. One clear line each.
@@ -113,7 +113,7 @@ impl Platform {
 
     /// Stops what was started, the database last.
     pub async fn stop(self) {
-        self.database.pool().close().await;
+        self.database.close().await;
         drop(self.broker);
         if let Some(postgres) = self.postgres {
             postgres.stop().await;
@@ -176,7 +176,7 @@ impl Attachment {
     pub async fn close(self) {
         match self.platform {
             Some(platform) => platform.stop().await,
-            None => self.database.pool().close().await,
+            None => self.database.close().await,
         }
     }
 }

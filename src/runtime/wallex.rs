@@ -11,7 +11,7 @@ use crate::kafka::KafkaConfig;
 use crate::lag::{self, LagError};
 use crate::log::{Position, PostgresLog, ViewError, WalletView, read_wallet};
 use crate::postgres::Database;
-use crate::projection::{LedgerProjection, Projection, ProjectionRunner, ReadModelProjection};
+use crate::projection::{BUILT_IN, LedgerProjection, Projection, ProjectionRunner, ReadModelProjection};
 use crate::relay::{Bell, Relay, RelayOptions};
 use crate::runtime::{Attachment, Config, OpenError, Parts, Platform, Stage, Supervisor, TaskEnded};
 use crate::sequencer::{Answer, CommandError, CommandService, Request, Sequencer, forget_old_keys};
@@ -31,6 +31,8 @@ pub struct Wallex {
     kafka: KafkaConfig,
     log: PostgresLog,
     commands: Option<CommandService>,
+    /// The projections that [`Wallex::projected`] waits for: wallex's own, wherever they run, and those that run here.
+    projections: Vec<String>,
     supervisor: Supervisor,
     foundation: Foundation,
 }
@@ -88,12 +90,14 @@ impl Wallex {
         let Parts { commands, relay, ledger, read_model } = config.parts;
         let log = PostgresLog::new(database.clone());
         let bell = Bell::new();
-        let mut wallex = Wallex { database, kafka, log, commands: None, supervisor: Supervisor::default(), foundation };
+        let projections = BUILT_IN.map(str::to_owned).to_vec();
+        let supervisor = Supervisor::default();
+        let mut wallex = Wallex { database, kafka, log, commands: None, projections, supervisor, foundation };
         if commands {
             wallex.start_commands(config, bell.clone());
         }
         if relay {
-            let options = RelayOptions { listen, ..RelayOptions::default() };
+            let options = RelayOptions { listen };
             let relay = Relay::new(wallex.log.clone(), wallex.database.clone(), wallex.kafka.clone(), bell, options);
             wallex.supervisor.spawn(Stage::Relay, "relay", |stop| relay.run(stop));
         }
@@ -149,9 +153,13 @@ impl Wallex {
         read_wallet(&self.log, id, TRAIL_MAX).await
     }
 
-    /// Runs a projection of one's own until the wallex is closed, as the consumer group of its name.
+    /// Runs a projection of one's own until the wallex is closed, as the consumer group of its name. A new one begins with
+    /// the log's first event, also with what has left the topic; one that ran before goes on from its checkpoint.
     pub fn run_projection(&mut self, projection: impl Projection) {
         let name = projection.name().to_owned();
+        if !self.projections.contains(&name) {
+            self.projections.push(name.clone());
+        }
         let runner = ProjectionRunner::new(
             projection,
             self.database.clone(),
@@ -162,7 +170,8 @@ impl Wallex {
         self.supervisor.spawn(Stage::Projection, name, |stop| runner.run(stop));
     }
 
-    /// Waits until every projection holds everything up to a position, such as an [`Answer::position`].
+    /// Waits until ledger, read model and every projection that was started here hold everything up to a position, such as
+    /// an [`Answer::position`]. Ledger and read model may run in another process; if they run nowhere, this waits in vain.
     ///
     /// # Errors
     /// [`ProjectedError::TimedOut`] after `patience`.
@@ -170,7 +179,10 @@ impl Wallex {
         let started = Instant::now();
         loop {
             let progress = lag::progress(&self.database).await?;
-            if progress.groups.iter().all(|group| group.position >= position) {
+            // One that has not begun yet is not among the groups: it has not come this far either.
+            let is_through =
+                |name: &String| progress.groups.iter().any(|group| group.group == *name && group.position >= position);
+            if self.projections.iter().all(is_through) {
                 return Ok(());
             }
             let waited = started.elapsed();

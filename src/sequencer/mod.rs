@@ -31,6 +31,7 @@ use crate::wallet::{Command, Rejection, Wallet};
 
 pub use idempotency::forget_old_keys;
 pub use run::Sequencer;
+pub(crate) use snapshot::apply_next;
 pub use snapshot::{SNAPSHOT_FORMAT, restore};
 
 /// A command with what travels beside it.
@@ -104,7 +105,7 @@ pub struct SequencerOptions {
     pub cached_wallets_max: usize,
     /// How long a caller waits for its answer at most.
     pub command_deadline: Duration,
-    /// After how long an append without an answer counts as one of unknown outcome.
+    /// After how long a call to the log counts as unanswered, and an append without an answer as one of unknown outcome.
     pub append_timeout: Duration,
 }
 

@@ -1,6 +1,7 @@
 //! The sequencer's loop: gather, load, decide, append, answer.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct Sequencer<L> {
     head: Option<Position>,
     last_recorded_at: DateTime<Utc>,
     contended_batches: u32,
+    /// Whether other writers wait for this one's next append.
+    holds_head: bool,
     snapshots: Vec<Snapshot>,
     saving: Option<tokio::task::JoinHandle<()>>,
 }
@@ -47,7 +50,7 @@ pub struct Sequencer<L> {
 enum Setback {
     /// The log is away; the reason. Nothing is under way: try the batch again from the start.
     Away(String),
-    /// The process is stopping while an append's outcome is unknown; the reason.
+    /// An append's outcome is unknown and will not be found out: the process is stopping, or the log refuses to tell; why.
     Unknown(String),
     /// No retry can help; the reason.
     Hopeless(String),
@@ -90,6 +93,7 @@ impl<L: EventLog> Sequencer<L> {
             head: None,
             last_recorded_at: DateTime::<Utc>::MIN_UTC,
             contended_batches: 0,
+            holds_head: false,
             snapshots: Vec::new(),
             saving: None,
         };
@@ -116,6 +120,8 @@ impl<L: EventLog> Sequencer<L> {
             jobs.retain(|job: &Job| job.claim.take());
             self.process(std::mem::take(&mut jobs), &stop).await;
             self.save_snapshots();
+            // Callers that have just been answered often have the next command at hand: it shall be in the next batch.
+            tokio::task::yield_now().await;
         }
         if let Some(saving) = self.saving.take() {
             // Its own errors are logged there.
@@ -123,24 +129,34 @@ impl<L: EventLog> Sequencer<L> {
         }
     }
 
-    /// Takes a batch to its answers, however long the log is away. Once the process is stopping, and the log still away,
-    /// the callers are told that their commands may have happened.
-    async fn process(&mut self, mut jobs: Vec<Job>, stop: &CancellationToken) {
+    /// Takes a batch to its answers. What the log refuses for good is halved until it is a single command: one that can
+    /// never be done shall not take others with it.
+    async fn process(&mut self, jobs: Vec<Job>, stop: &CancellationToken) {
+        let mut groups = vec![jobs];
+        while let Some(group) = groups.pop() {
+            groups.extend(self.process_together(group, stop).await);
+        }
+    }
+
+    /// Takes commands to their answers, however long the log is away, or gives them back in two halves, the second one first.
+    /// Once the process is stopping, and the log still away, the callers are told so.
+    async fn process_together(&mut self, mut jobs: Vec<Job>, stop: &CancellationToken) -> Vec<Vec<Job>> {
         let mut waits = backoff();
         while !jobs.is_empty() {
             match self.attempt(&mut jobs, stop).await {
                 Ok(()) => waits = backoff(),
                 Err(Setback::Unknown(reason)) => {
-                    tracing::error!(reason, "stopping while the outcome of an append is unknown");
-                    return answer_all(jobs, &CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER });
+                    tracing::error!(reason, "the outcome of an append stays unknown");
+                    self.forget_everything();
+                    let error = CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER };
+                    answer_all(std::mem::take(&mut jobs), &error);
                 }
                 Err(Setback::Away(reason)) => {
                     self.release_head().await;
                     if stop.is_cancelled() {
-                        return answer_all(
-                            jobs,
-                            &CommandError::Unavailable { maybe_done: false, retry_after: RETRY_AFTER },
-                        );
+                        let error = CommandError::Unavailable { maybe_done: false, retry_after: RETRY_AFTER };
+                        answer_all(std::mem::take(&mut jobs), &error);
+                        break;
                     }
                     tracing::warn!(reason, "the event log is away; commands wait");
                     tokio::time::sleep(waits.next().unwrap_or(RETRY_AFTER)).await;
@@ -149,12 +165,17 @@ impl<L: EventLog> Sequencer<L> {
                 }
                 Err(Setback::Hopeless(reason)) => {
                     self.release_head().await;
-                    tracing::error!(reason, "a batch of commands could not be appended");
                     self.forget_everything();
-                    return answer_all(jobs, &CommandError::Corrupt(reason));
+                    if jobs.len() > 1 {
+                        let second = jobs.split_off(jobs.len() / 2);
+                        return vec![second, jobs];
+                    }
+                    tracing::error!(reason, "a command could not be appended");
+                    answer_all(std::mem::take(&mut jobs), &CommandError::Corrupt(reason));
                 }
             }
         }
+        Vec::new()
     }
 
     /// One attempt: jobs are taken out as they are answered. Those left in it after `Ok` are to be decided again.
@@ -193,7 +214,7 @@ impl<L: EventLog> Sequencer<L> {
             let keys_before = known_keys.len();
             keys_looked_up = false;
             known_keys = self.known_keys(jobs).await?;
-            if self.log.head().await? != head {
+            if self.timely(self.log.head()).await? != head {
                 self.contended_batches = CONTENDED_BATCHES;
             } else if known_keys.len() == keys_before {
                 // Neither: then what is held in memory is not what the log has.
@@ -208,10 +229,15 @@ impl<L: EventLog> Sequencer<L> {
         }
     }
 
+    /// A call's answer, or that the log is away where there is none in time: a call that hangs must not hold up everything.
+    async fn timely<T>(&self, call: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+        timely(self.options.append_timeout, call).await
+    }
+
     /// Lets other writers go on, where a batch has failed between the lock and the append.
-    async fn release_head(&self) {
-        if self.contended_batches > 0
-            && let Err(error) = self.log.append(&Batch::default()).await
+    async fn release_head(&mut self) {
+        if std::mem::take(&mut self.holds_head)
+            && let Err(error) = self.timely(self.log.append(&Batch::default())).await
         {
             // The lock is gone with the connection all the same.
             tracing::debug!(%error, "the head's lock was not released in the usual way");
@@ -223,15 +249,20 @@ impl<L: EventLog> Sequencer<L> {
     async fn settle_head(&mut self) -> Result<Position, Setback> {
         let actual = match self.head {
             Some(head) if self.contended_batches == 0 => return Ok(head),
-            None if self.contended_batches == 0 => self.log.head().await?,
-            _ => self.log.lock_head().await?,
+            None if self.contended_batches == 0 => self.timely(self.log.head()).await?,
+            _ => {
+                let position = self.timely(self.log.lock_head()).await?;
+                self.holds_head = true;
+                position
+            }
         };
         match self.head {
             Some(head) if head == actual => self.contended_batches = self.contended_batches.saturating_sub(1),
-            Some(head) if actual - head <= CATCH_UP_EVENTS_MAX => {
+            Some(head) if head < actual && actual - head <= CATCH_UP_EVENTS_MAX => {
                 self.contended_batches = CONTENDED_BATCHES;
                 self.catch_up(head, actual).await?;
             }
+            // Too far behind to catch up, or before what is held: a log that was restored from the past.
             _ => self.wallets.clear(),
         }
         self.head = Some(actual);
@@ -241,7 +272,7 @@ impl<L: EventLog> Sequencer<L> {
     /// Applies what others have appended to the wallets in memory.
     async fn catch_up(&mut self, mut from: Position, to: Position) -> Result<(), Setback> {
         while from < to {
-            let page = self.log.read(from, CATCH_UP_PAGE).await?;
+            let page = self.timely(self.log.read(from, CATCH_UP_PAGE)).await?;
             let Some(last) = page.last() else {
                 return Err(Setback::Hopeless(format!("the log ends at {from}, though its head is {to}")));
             };
@@ -252,12 +283,9 @@ impl<L: EventLog> Sequencer<L> {
                 if recorded.revision <= held.wallet.version {
                     continue;
                 }
-                let applied = recorded.decode().map_err(|error| error.to_string()).and_then(|event| {
-                    held.wallet.apply(&event, recorded.recorded_at).map_err(|error| error.to_string())
-                });
-                if let Err(reason) = applied {
+                if let Err(reason) = snapshot::apply_next(&mut held.wallet, recorded) {
                     // Only this wallet is wrong: whoever asks for it is told so when it is loaded.
-                    tracing::error!(reason, wallet = %recorded.stream, "an event does not fit its wallet");
+                    tracing::error!(%reason, wallet = %recorded.stream, "an event does not fit its wallet");
                     self.wallets.pop(&recorded.stream);
                 }
             }
@@ -290,7 +318,7 @@ impl<L: EventLog> Sequencer<L> {
         cold.sort_unstable();
         cold.dedup();
         let mut unreadable: HashMap<WalletId, String> = HashMap::new();
-        for loaded in self.log.load(&cold, SNAPSHOT_FORMAT).await? {
+        for loaded in self.timely(self.log.load(&cold, SNAPSHOT_FORMAT)).await? {
             match restore(&loaded) {
                 Ok(wallet) => {
                     let held = Held { wallet, stream_key: Some(loaded.stream_key) };
@@ -323,23 +351,28 @@ impl<L: EventLog> Sequencer<L> {
         let Some(expected) = batch.expected_head else {
             return Err(Setback::Hopeless("a batch without an expected head".to_owned()));
         };
-        if batch.events.is_empty() && self.contended_batches == 0 {
+        if batch.events.is_empty() && !self.holds_head {
             // Rejections and replays only: they are true if the head has not moved.
-            return Ok(self.log.head().await? == expected);
+            return Ok(self.timely(self.log.head()).await? == expected);
         }
         let mut waits = backoff();
         let mut outcome_unknown = false;
         loop {
-            let attempt = tokio::time::timeout(self.options.append_timeout, self.log.append(batch)).await;
-            let reason = match attempt {
-                Ok(Ok(Appended::At(_))) => return Ok(true),
-                Ok(Ok(Appended::Conflict)) => {
-                    let ours = outcome_unknown && self.is_in_the_log(deciding, expected).await?;
-                    return Ok(ours);
-                }
-                Ok(Err(LogError::Away(reason))) => reason,
-                Ok(Err(other)) => return Err(other.into()),
-                Err(_) => format!("no answer to an append within {:?}", self.options.append_timeout),
+            let attempt = self.timely(self.log.append(batch)).await;
+            // Whatever became of it: an answer ends the lock, and so does the loss of the connection.
+            self.holds_head = false;
+            let found_out = match attempt {
+                Ok(Appended::At(_)) => Ok(true),
+                Ok(Appended::Conflict) if outcome_unknown => self.is_in_the_log(deciding, expected).await,
+                Ok(Appended::Conflict) => Ok(false),
+                Err(error) => Err(error),
+            };
+            let reason = match found_out {
+                Ok(ours) => return Ok(ours),
+                Err(LogError::Away(reason)) => reason,
+                // This attempt has failed for good, but an earlier one may have succeeded.
+                Err(other) if outcome_unknown => return Err(Setback::Unknown(other.to_string())),
+                Err(other) => return Err(other.into()),
             };
             outcome_unknown = !batch.events.is_empty();
             tracing::warn!(reason, events = batch.events.len(), "an append's outcome is unknown; sending it again");
@@ -351,8 +384,8 @@ impl<L: EventLog> Sequencer<L> {
     }
 
     /// Whether an earlier attempt at this batch was the one that moved the head: its event ids tell.
-    async fn is_in_the_log(&self, deciding: &Deciding, expected: Position) -> Result<bool, Setback> {
-        let next = self.log.read(expected, 1).await?;
+    async fn is_in_the_log(&self, deciding: &Deciding, expected: Position) -> Result<bool, LogError> {
+        let next = self.timely(self.log.read(expected, 1)).await?;
         let ours = deciding.batch.events.first().map(|event| event.event_id);
         Ok(next.first().map(|event| event.event_id) == ours)
     }
@@ -381,7 +414,10 @@ impl<L: EventLog> Sequencer<L> {
             let counterparty = command.counterparty().and_then(|id| deciding.wallets.get(id));
             let answer = match deciding.wallets.get(command.wallet_id()) {
                 Some(held) => {
-                    idempotency::replay(&self.log, &record, &held.wallet, counterparty.map(|held| &held.wallet)).await
+                    let counterparty = counterparty.map(|held| &held.wallet);
+                    let replay = idempotency::replay(&self.log, &record, &held.wallet, counterparty);
+                    let too_late = CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER };
+                    tokio::time::timeout(self.options.append_timeout, replay).await.unwrap_or(Err(too_late))
                 }
                 None => {
                     Err(CommandError::Corrupt(format!("a key of wallet {}, which is not there", command.wallet_id())))
@@ -424,9 +460,12 @@ impl<L: EventLog> Sequencer<L> {
         // One row a stream in a statement: the newest is the one that counts.
         let newest: HashMap<i64, Snapshot> =
             std::mem::take(&mut self.snapshots).into_iter().map(|taken| (taken.stream_key.0, taken)).collect();
-        let (log, newest) = (self.log.clone(), newest.into_values().collect::<Vec<_>>());
+        let (log, limit) = (self.log.clone(), self.options.append_timeout);
+        let mut newest: Vec<Snapshot> = newest.into_values().collect();
+        // In one order in every process: rows taken in different orders could be a deadlock.
+        newest.sort_unstable_by_key(|taken| taken.stream_key.0);
         self.saving = Some(tokio::spawn(async move {
-            if let Err(error) = log.save_snapshots(&newest).await {
+            if let Err(error) = timely(limit, log.save_snapshots(&newest)).await {
                 tracing::warn!(%error, count = newest.len(), "snapshots were not saved; they are only a cache");
             }
         }));
@@ -437,7 +476,7 @@ impl<L: EventLog> Sequencer<L> {
         if scopes.is_empty() {
             return Ok(HashMap::new());
         }
-        let records = self.log.find_keys(&scopes).await?;
+        let records = self.timely(self.log.find_keys(&scopes)).await?;
         Ok(records.into_iter().map(|record| (record.scope.clone(), record)).collect())
     }
 
@@ -450,6 +489,13 @@ impl<L: EventLog> Sequencer<L> {
     fn next_time(&mut self) -> DateTime<Utc> {
         self.last_recorded_at = Utc::now().trunc_subsecs(6).max(self.last_recorded_at);
         self.last_recorded_at
+    }
+}
+
+async fn timely<T>(limit: Duration, call: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(LogError::Away(format!("no answer within {limit:?}"))),
     }
 }
 

@@ -3,9 +3,9 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::log::{LoadedStream, ViewError};
+use crate::log::{LoadedStream, RecordedEvent, ViewError};
 use crate::money::{Amount, Currency};
-use crate::wallet::{OwnerId, Wallet, WalletStatus};
+use crate::wallet::{Corrupt, OwnerId, Wallet, WalletStatus};
 
 /// The encoding below. A change of [`Wallet`]'s meaning gets a new number; snapshots of another number are not read.
 pub const SNAPSHOT_FORMAT: i32 = 1;
@@ -40,7 +40,7 @@ pub(crate) fn encode(wallet: &Wallet) -> Vec<u8> {
 /// [`ViewError`] where the snapshot or an event cannot be read, or events contradict each other.
 pub fn restore(loaded: &LoadedStream) -> Result<Wallet, ViewError> {
     let mut tail = loaded.tail.iter();
-    let damaged = |reason: String| crate::wallet::Corrupt { wallet_id: loaded.stream.clone(), revision: 0, reason };
+    let damaged = |reason: String| Corrupt { wallet_id: loaded.stream.clone(), revision: 0, reason };
     let mut wallet = match (&loaded.snapshot, tail.as_slice().first()) {
         (Some(snapshot), _) => {
             let state: State = serde_json::from_slice(&snapshot.state)
@@ -64,7 +64,18 @@ pub fn restore(loaded: &LoadedStream) -> Result<Wallet, ViewError> {
         (None, None) => return Err(damaged("it has no events".to_owned()).into()),
     };
     for recorded in tail {
-        wallet.apply(&recorded.decode()?, recorded.recorded_at)?;
+        apply_next(&mut wallet, recorded)?;
     }
     Ok(wallet)
+}
+
+/// Folds the next recorded event in. It must be the very next: two lost events can cancel each other out, and then only
+/// their revisions tell that they are missing.
+pub(crate) fn apply_next(wallet: &mut Wallet, recorded: &RecordedEvent) -> Result<(), ViewError> {
+    if recorded.revision != wallet.version + 1 {
+        let reason = format!("the event after revision {} is {}", wallet.version, recorded.revision);
+        return Err(Corrupt { wallet_id: wallet.id.clone(), revision: wallet.version + 1, reason }.into());
+    }
+    wallet.apply(&recorded.decode()?, recorded.recorded_at)?;
+    Ok(())
 }

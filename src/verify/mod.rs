@@ -93,7 +93,7 @@ pub async fn verify(
 ) -> Result<Proof, VerifyError> {
     let drained = drain::wait(database, options.wait_max, progress).await?;
     let head = drained.position;
-    let (scan, unread) = match open_topic(kafka, drained.published).await {
+    let (scan, unread) = match open_topic(kafka, drained.published, options.wait_max).await {
         Ok(scan) => (Some(scan), None),
         Err(check) => (None, Some(check)),
     };
@@ -105,7 +105,8 @@ pub async fn verify(
     };
     let mut histories = Histories::new(Bounds { head, read_model: drained.read_model, ledger: drained.ledger });
     histories.scan(database, progress).await?;
-    let strays = strays::find(database, progress, &mut order, &mut histories).await?;
+    progress(VerifyProgress { stage: "keys and the rest", done: 0, total: 0 });
+    let strays = strays::find(database, &mut order, &mut histories).await?;
 
     let double_entry = double_entry_check(&order.sums, drained.ledger == head, drained.ledger);
     let money = money_check(&histories, &order.sums, drained.ledger);
@@ -141,13 +142,13 @@ fn topic_check(ok: bool, expected: impl Into<String>, actual: impl Into<String>)
 }
 
 /// The topic ready to be read, or the check that there is to make of it.
-async fn open_topic(kafka: Option<&KafkaConfig>, published: Position) -> Result<TopicScan, Check> {
+async fn open_topic(kafka: Option<&KafkaConfig>, published: Position, wait_max: Duration) -> Result<TopicScan, Check> {
     let Some(config) = kafka.cloned() else {
         return Err(topic_check(true, "as far as a broker runs", "not compared: no broker runs"));
     };
     let opening = tokio::task::spawn_blocking(move || TopicReader::open(&config, EVENTS_TOPIC, BROKER_TIMEOUT));
     match opening.await {
-        Ok(Ok(Some(reader))) => Ok(TopicScan::new(reader, published)),
+        Ok(Ok(Some(reader))) => Ok(TopicScan::new(reader, published, wait_max)),
         Ok(Ok(None)) if published == 0 => Err(topic_check(true, "nothing published", "no topic yet")),
         Ok(Ok(None)) => Err(topic_check(false, "a topic", format!("the broker has no topic {EVENTS_TOPIC}"))),
         Ok(Err(reason)) => Err(topic_check(false, "a broker that answers", reason)),

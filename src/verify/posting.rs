@@ -62,10 +62,14 @@ pub(super) fn compare(record: &EventRecord, postings: &[PostingRow]) -> Result<(
     if own.event_id != Some(record.event_id) {
         return differs("event id", record.event_id, own.event_id.map_or("none".to_owned(), |id| id.to_string()));
     }
-    if let Some(transfer) = transfer {
-        if own.reference_id != Some(transfer.id) {
-            return differs("reference", transfer.id, own.reference_id.map_or("none".to_owned(), |id| id.to_string()));
-        }
+    // What is no transfer refers to itself.
+    let reference = transfer.map_or(record.event_id, |transfer| transfer.id);
+    if own.reference_id != Some(reference) {
+        return differs("reference", reference, own.reference_id.map_or("none".to_owned(), |id| id.to_string()));
+    }
+    if own.metadata.as_deref() != Some(record.metadata.as_slice()) {
+        let found = String::from_utf8_lossy(own.metadata.as_deref().unwrap_or_default());
+        return differs("metadata", String::from_utf8_lossy(&record.metadata), found);
     }
     let counterparty = transfer.map(|transfer| transfer.counterparty.as_str());
     if own.related_wallet_id.as_deref() != counterparty {

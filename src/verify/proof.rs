@@ -55,6 +55,11 @@ impl Finding {
         }
     }
 
+    /// Counts further differences that are known by their number alone.
+    pub fn add_uncounted(&mut self, more: i64) {
+        self.more += u64::try_from(more).unwrap_or(0);
+    }
+
     /// The check, with what to say where nothing differs.
     pub fn check(self, expected: impl Display, actual: impl Display) -> Check {
         let Finding { name, first, more } = self;

@@ -37,6 +37,7 @@ pub(crate) struct PostingRow {
     pub description: Option<String>,
     pub reference_id: Option<Uuid>,
     pub related_wallet_id: Option<String>,
+    pub metadata: Option<Vec<u8>>,
     pub created_at: DateTime<Utc>,
 }
 
@@ -63,7 +64,7 @@ pub(crate) struct SnapshotRow {
     pub state: Vec<u8>,
 }
 
-/// A row of `idempotency_keys`, with whose event it points to: `None` where there is no such event.
+/// A row of `idempotency_keys` that is wrong, with whose event it points to: `None` where there is no such event.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyRow {
     pub wallet_id: String,
@@ -72,6 +73,8 @@ pub(crate) struct KeyRow {
     pub position: Position,
     pub event_count: i32,
     pub event_wallet_id: Option<String>,
+    /// How many rows are wrong.
+    pub alike: i64,
 }
 
 /// Something that speaks of a position that the log has not reached.

@@ -4,10 +4,7 @@ use crate::postgres::Database;
 use crate::verify::history::Histories;
 use crate::verify::order::Order;
 use crate::verify::proof::{Finding, at};
-use crate::verify::{Check, VerifyError, VerifyProgress};
-
-/// Idempotency keys in one page.
-const KEYS_PAGE: i64 = 4_000;
+use crate::verify::{Check, VerifyError};
 
 /// The checks that are complete in themselves.
 pub(super) struct Strays {
@@ -24,7 +21,6 @@ pub(super) struct Strays {
 /// Looks for them. Those that belong to a pass are added to what it found.
 pub(super) async fn find(
     database: &Database,
-    progress: &mut (dyn FnMut(VerifyProgress) + Send),
     order: &mut Order,
     histories: &mut Histories,
 ) -> Result<Strays, VerifyError> {
@@ -42,7 +38,7 @@ pub(super) async fn find(
     Ok(Strays {
         parked: parked(database).await?,
         outbox: outbox(database, order).await?,
-        keys: keys(database, progress).await?,
+        keys: keys(database).await?,
         checkpoints: checkpoints(database).await?,
     })
 }
@@ -82,35 +78,18 @@ async fn outbox(database: &Database, order: &mut Order) -> Result<Check, VerifyE
     Ok(finding.check("what is waiting is what is not published", format!("{actual} events waiting")))
 }
 
-async fn keys(database: &Database, progress: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Check, VerifyError> {
+async fn keys(database: &Database) -> Result<Check, VerifyError> {
     let mut finding = Finding::new("idempotency keys");
-    let mut count: u64 = 0;
-    let mut last = (String::new(), String::new(), String::new());
-    loop {
-        let page = database.key_rows((&last.0, &last.1, &last.2), KEYS_PAGE).await?;
-        // Read after the keys, each of which was committed with its events.
-        let head = database.log_head_position().await?;
-        count += page.len() as u64;
-        for key in &page {
-            let place =
-                || format!("{} (key {:?} of a {})", at(&key.wallet_id, key.position), key.key, key.command_kind);
-            match &key.event_wallet_id {
-                None => finding.differs(place(), "an event of the command", "none"),
-                Some(found) if *found != key.wallet_id => {
-                    finding.differs(place(), "an event of the command", format!("an event of wallet {found}"));
-                }
-                Some(_)
-                    if key.event_count < 1 || key.position.saturating_add(i64::from(key.event_count) - 1) > head =>
-                {
-                    finding.differs(place(), "events within the log", format!("{} events", key.event_count));
-                }
-                Some(_) => {}
-            }
-        }
-        progress(VerifyProgress { stage: "idempotency keys", done: count, total: 0 });
-        let is_last = page.len() < KEYS_PAGE as usize;
-        let Some(key) = page.into_iter().next_back().filter(|_| !is_last) else { break };
-        last = (key.wallet_id, key.command_kind, key.key);
+    let count = database.key_count().await?;
+    if let Some(key) = database.key_stray().await? {
+        let place = format!("{} (key {:?} of a {})", at(&key.wallet_id, key.position), key.key, key.command_kind);
+        let found = match key.event_wallet_id {
+            None => "no event there".to_owned(),
+            Some(other) if other != key.wallet_id => format!("an event of wallet {other}"),
+            Some(_) => format!("{} events, which the log does not have there", key.event_count),
+        };
+        finding.differs(place, "events of the command", found);
+        finding.add_uncounted(key.alike - 1);
     }
     Ok(finding.check("each stands for events of its wallet", format!("{count} keys")))
 }

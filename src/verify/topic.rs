@@ -1,6 +1,7 @@
 //! The topic beside the log: within a partition both have the same order, so this is a merge.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::kafka::{OutgoingRecord, TopicReader, TopicRecord, partition_of};
 use crate::log::{Position, RecordedEvent};
@@ -10,10 +11,17 @@ use crate::verify::proof::{Finding, at};
 /// Bytes of a value that are shown around the first difference.
 const EXCERPT: usize = 60;
 
+/// How long to wait at most for records that the topic does not have yet, and how often to look.
+const PATIENCE_MAX: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// A topic being compared with the log.
 pub(super) struct TopicScan {
     reader: TopicReader,
     through: Position,
+    /// How long to wait in all for records that are not there yet, and until when that is.
+    patience: Duration,
+    patient_until: Option<Instant>,
     finding: Finding,
     /// Why the broker could not be read any more.
     broken: Option<String>,
@@ -23,30 +31,24 @@ pub(super) struct TopicScan {
     before_reach: u64,
     /// Position of the oldest event that was found in the topic.
     reaches_to: Option<Position>,
-    partitions: BTreeMap<i32, Seen>,
-}
-
-/// What was read of a partition.
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    /// Offset and position of the last record.
-    last: Option<(i64, Position)>,
-    /// Whether it is settled that nothing was thrown away since we began.
-    is_whole: bool,
+    /// Offset and position of the last record of each partition.
+    last: BTreeMap<i32, (i64, Position)>,
 }
 
 impl TopicScan {
     /// Compares up to a position, up to which everything has been published.
-    pub fn new(reader: TopicReader, through: Position) -> Self {
+    pub fn new(reader: TopicReader, through: Position, wait_max: Duration) -> Self {
         TopicScan {
             reader,
             through,
+            patience: wait_max.min(PATIENCE_MAX),
+            patient_until: None,
             finding: Finding::new("topic"),
             broken: None,
             records: 0,
             before_reach: 0,
             reaches_to: None,
-            partitions: BTreeMap::new(),
+            last: BTreeMap::new(),
         }
     }
 
@@ -68,14 +70,18 @@ impl TopicScan {
     fn find(&mut self, event: &RecordedEvent, partition: i32) -> Result<(), String> {
         loop {
             let Some(record) = self.reader.peek(partition)? else {
-                return self.missing(event, partition, None);
+                if self.reached_offset(partition).is_some() && self.comes_late(partition)? {
+                    continue;
+                }
+                self.missing(event, partition, None);
+                return Ok(());
             };
             let offset = record.offset;
             match record.position() {
                 Some(position) if position == event.position => {
                     let difference = difference(record, event);
                     self.reader.take(partition);
-                    self.partitions.entry(partition).or_default().last = Some((offset, position));
+                    self.last.insert(partition, (offset, position));
                     self.reaches_to.get_or_insert(position);
                     match difference {
                         None => self.records += 1,
@@ -88,7 +94,8 @@ impl TopicScan {
                     return Ok(());
                 }
                 Some(position) if position > event.position => {
-                    return self.missing(event, partition, Some(offset));
+                    self.missing(event, partition, Some(offset));
+                    return Ok(());
                 }
                 position => {
                     self.surplus(partition, offset, position);
@@ -97,43 +104,52 @@ impl TopicScan {
         }
     }
 
-    /// The event is not where it must be. That is a difference, unless the topic does not reach back to it, or does not any more.
-    fn missing(&mut self, event: &RecordedEvent, partition: i32, next_offset: Option<i64>) -> Result<(), String> {
-        let seen = *self.partitions.entry(partition).or_default();
-        let Some((last_offset, _)) = seen.last else {
-            self.before_reach += 1;
-            return Ok(());
-        };
-        if !seen.is_whole && next_offset != Some(last_offset + 1) {
-            if self.reader.low(partition)? > last_offset + 1 {
-                self.before_reach += 1;
-                return Ok(());
+    /// Waits for more records at a partition's end. Where a topic is made anew, the projections read from the log what it lacks
+    /// for the moment, and so may be through before the relay has published it again.
+    fn comes_late(&mut self, partition: i32) -> Result<bool, String> {
+        let until = *self.patient_until.get_or_insert_with(|| Instant::now() + self.patience);
+        loop {
+            if self.reader.extend(partition)? {
+                return Ok(true);
             }
-            // At the partition's end this will not change any more; one question is enough.
-            let is_whole = next_offset.is_none();
-            self.partitions.entry(partition).or_default().is_whole = is_whole;
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
+    }
+
+    /// The offset of the last record read of a partition; `None` where nothing was read, or nothing that is kept still.
+    fn reached_offset(&self, partition: i32) -> Option<i64> {
+        let (offset, _) = self.last.get(&partition)?;
+        (offset + 1 >= self.reader.low(partition)).then_some(*offset)
+    }
+
+    /// The event is not where it must be. That is a difference, unless the topic does not reach back to it, or does not any more.
+    fn missing(&mut self, event: &RecordedEvent, partition: i32, next_offset: Option<i64>) {
+        let Some(last_offset) = self.reached_offset(partition) else {
+            self.before_reach += 1;
+            return;
+        };
         let found = match next_offset {
             Some(next) => format!("none in partition {partition} between offsets {last_offset} and {next}"),
             None => format!("none in partition {partition} up to its end"),
         };
         self.finding.differs(at(&event.stream, event.position), "a record", found);
-        Ok(())
     }
 
     /// A record that no event calls for.
     fn surplus(&mut self, partition: i32, offset: i64, position: Option<Position>) {
         let key = self.reader.take(partition).and_then(|record| record.key);
         let key = key.map_or("(no key)".to_owned(), |key| excerpt(&key, 0));
-        let seen = self.partitions.entry(partition).or_default();
-        let (expected, found) = match (position, seen.last) {
+        let last = self.last.get(&partition).copied();
+        let (expected, found) = match (position, last) {
             (None, _) => ("records of the relay alone", "a record without a position"),
             (Some(position), Some((_, last))) if position <= last => ("each record once, in order", "again, or late,"),
             (Some(_), _) => ("a record for each event and no other", "a record of no event of this partition"),
         };
         if let Some(position) = position {
-            let last = seen.last.map_or(position, |(_, last)| last.max(position));
-            seen.last = Some((offset, last));
+            self.last.insert(partition, (offset, last.map_or(position, |(_, last)| last.max(position))));
         }
         let place = match position {
             Some(position) => at(key, position),
@@ -157,11 +173,11 @@ impl TopicScan {
     fn read_to_end(&mut self, partition: i32) -> Result<(), String> {
         while let Some(record) = self.reader.peek(partition)? {
             let offset = record.offset;
-            let last = self.partitions.entry(partition).or_default().last.map_or(0, |(_, last)| last);
+            let last = self.last.get(&partition).map_or(0, |(_, last)| *last);
             match record.position() {
                 Some(position) if position > last.max(self.through) => {
                     self.reader.take(partition);
-                    self.partitions.entry(partition).or_default().last = Some((offset, position));
+                    self.last.insert(partition, (offset, position));
                 }
                 position => self.surplus(partition, offset, position),
             }

@@ -7,6 +7,8 @@ mod health;
 mod idempotency;
 mod ledger;
 mod limits;
+#[path = "../support/mod.rs"]
+mod postgres;
 mod shutdown;
 mod support;
 mod wallets;

@@ -15,38 +15,26 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 use wallex::http::{Api, Limits, serve};
 use wallex::kafka::KafkaConfig;
 use wallex::log::{
     Appended, Atomicity, Batch, EventLog, KeyRecord, KeyScope, LoadedStream, LogError, MemoryLog, Position,
     RecordedEvent, Revision, Snapshot,
 };
-use wallex::postgres::{Database, sqlx};
+use wallex::postgres::Database;
 use wallex::sequencer::{Sequencer, SequencerOptions};
 use wallex::wallet::WalletId;
+
+use crate::postgres::TestServer;
 
 /// How long a test waits for what must happen before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where the tests' PostgreSQL is.
-pub fn test_database_url() -> String {
-    std::env::var("WALLEX_TEST_DATABASE_URL").expect("WALLEX_TEST_DATABASE_URL names a PostgreSQL for tests")
-}
-
-/// A database of the test's own, migrated, as a URL.
+/// A database of the test's own, migrated, as a URL. It goes with the server.
 pub async fn fresh_database_url() -> String {
-    let server_url = test_database_url();
-    let name = format!("t_{}", Uuid::now_v7().simple());
-    let server = Database::connect(&server_url, 1).await.expect("the tests' PostgreSQL answers");
-    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
-        .execute(server.pool())
-        .await
-        .expect("a database can be made");
-    let (before, parameters) = server_url.split_once('?').expect("the URL names a socket directory");
-    let (authority, _) = before.rsplit_once('/').expect("the URL names a database");
-    let url = format!("{authority}/{name}?{parameters}");
-    Database::connect(&url, 1).await.expect("the new database answers").migrate().await.expect("migrates");
+    let database = TestServer::shared().await.database().await;
+    let url = database.url.clone();
+    std::mem::forget(database);
     url
 }
 

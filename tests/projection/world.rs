@@ -26,6 +26,9 @@ use wallex::wallet::{Description, Ends, OwnerId, Wallet, WalletEvent, WalletId, 
 
 use crate::support::TestDatabase;
 
+/// Position, leg, account, amount, balance after, type.
+type StoredPosting = (i64, i32, String, i64, Option<i64>, Option<String>);
+
 /// How long a test waits for what should take far less.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -353,7 +356,7 @@ impl World {
             postings.insert((recorded.position, 1, format!("{counter}/{currency}"), -amount, None, None));
         }
         let pool = self.database.database.pool();
-        let found: Vec<(i64, i32, String, i64, Option<i64>, Option<String>)> = sqlx::query_as(
+        let found: Vec<StoredPosting> = sqlx::query_as(
             "SELECT position, leg::int, account, amount, balance_after, transaction_type FROM ledger_postings",
         )
         .fetch_all(pool)

@@ -50,6 +50,11 @@ impl TestServer {
         server
     }
 
+    /// Where it is, as a URL of its own database.
+    pub fn url(&self) -> &str {
+        self.postgres.url()
+    }
+
     /// Process id of its postmaster. `None` while it does not run.
     pub fn pid(&self) -> Option<i32> {
         match *self.postgres.state().borrow() {

@@ -2,6 +2,9 @@
 //! a few plain statements, so that a fault of the projections' own code would show here.
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,34 +16,23 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use uuid::Uuid;
 use wallex::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord, partition_of};
-use wallex::lag::BUILT_IN_GROUPS;
 use wallex::log::{Appended, Batch, EventLog, KeyRecord, KeyScope, NewEvent, PostgresLog, RecordedEvent};
 use wallex::money::{Amount, Currency};
 use wallex::postgres::{Database, sqlx};
+use wallex::projection::{BUILT_IN, LEDGER_PROJECTOR};
 use wallex::verify::{Check, Proof, VerifyOptions, verify};
 use wallex::wallet::{Description, Ends, OwnerId, Wallet, WalletEvent, WalletId, credit, debit, open, transfer};
 
 const METADATA: &[u8] = br#"{"correlationId":"c-1","causationId":"d-1"}"#;
 
-/// Where tests find a PostgreSQL.
-fn server_url() -> String {
-    std::env::var("WALLEX_TEST_DATABASE_URL").expect("WALLEX_TEST_DATABASE_URL names a PostgreSQL server to test on")
-}
-
 /// A database of its own, empty and migrated.
 pub async fn fresh_database() -> Database {
-    let server = Database::connect(&server_url(), 1).await.expect("the test's server");
-    let name = format!("t_{}", Uuid::now_v7().simple());
-    let statement = format!("CREATE DATABASE {name}");
-    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(server.pool()).await.expect("a database");
-    let (before, query) = server_url()
-        .split_once('?')
-        .map_or((server_url(), None), |(before, query)| (before.to_owned(), Some(query.to_owned())));
-    let base = before.rsplit_once('/').expect("a URL with a database").0.to_owned();
-    let url = format!("{base}/{name}{}", query.map_or(String::new(), |query| format!("?{query}")));
-    let database = Database::connect(&url, 8).await.expect("the test's database");
-    database.migrate().await.expect("a migrated database");
-    database
+    let server = support::TestServer::shared().await;
+    let database = server.database().await;
+    // Dropped with the server: the world keeps connections of its own to it.
+    let url = database.url.clone();
+    std::mem::forget(database);
+    Database::connect(&url, 8).await.expect("the test's database")
 }
 
 pub fn id(name: &str) -> WalletId {
@@ -55,6 +47,8 @@ pub struct World {
     producer: BaseProducer,
     wallets: BTreeMap<WalletId, Wallet>,
     head: i64,
+    /// What is to be committed with the next batch.
+    batch: Batch,
 }
 
 impl World {
@@ -77,6 +71,7 @@ impl World {
             producer,
             wallets: BTreeMap::new(),
             head: 0,
+            batch: Batch::default(),
         }
     }
 
@@ -84,7 +79,7 @@ impl World {
     pub async fn settled() -> Self {
         let mut world = World::empty().await;
         world.live(0..120).await;
-        world.project(&BUILT_IN_GROUPS).await;
+        world.project(&BUILT_IN).await;
         world.publish(|_, record| vec![record]).await;
         world
     }
@@ -93,54 +88,64 @@ impl World {
     pub async fn live(&mut self, turns: std::ops::Range<u32>) {
         if self.wallets.is_empty() {
             for number in 0..12 {
-                self.open(&format!("wallet-{number}"), if number % 4 == 3 { "JPY" } else { "USD" }, number * 1_000)
-                    .await;
+                self.open(&format!("wallet-{number}"), if number % 4 == 3 { "JPY" } else { "USD" }, number * 1_000);
             }
         }
         for turn in turns {
             let (one, other) = (format!("wallet-{}", turn * 7 % 12), format!("wallet-{}", (turn * 7 + 4) % 12));
             match turn % 3 {
-                0 => self.credit(&one, "25").await,
-                1 => self.debit(&one, "3").await,
-                _ => self.transfer(&one, &other, "2").await,
+                0 => self.credit(&one, "25"),
+                1 => self.debit(&one, "3"),
+                _ => self.transfer(&one, &other, "2"),
             }
         }
+        self.commit().await;
     }
 
-    pub async fn open(&mut self, name: &str, currency: &str, minor: u32) {
+    pub fn open(&mut self, name: &str, currency: &str, minor: u32) {
         let (currency, owner) =
             (Currency::from_code(currency).expect("a currency"), OwnerId::new("Zoë").expect("an owner"));
         let amount = Amount::from_minor(i64::from(minor)).expect("an amount");
         let events = open(self.wallets.get(&id(name)), &id(name), &owner, currency, amount).expect("a new wallet");
-        self.append(events.into_iter().map(|event| (id(name), event)).collect()).await;
+        self.append(events.into_iter().map(|event| (id(name), event)).collect());
     }
 
-    pub async fn credit(&mut self, name: &str, amount: &str) {
+    pub fn credit(&mut self, name: &str, amount: &str) {
         let words = Description::new("tea \"and\" more").ok();
         let event = credit(self.wallets.get(&id(name)), &id(name), amount, words.as_ref()).expect("a credit");
-        self.append(vec![(id(name), event)]).await;
+        self.append(vec![(id(name), event)]);
     }
 
     /// Does nothing where the funds are not there.
-    pub async fn debit(&mut self, name: &str, amount: &str) {
+    pub fn debit(&mut self, name: &str, amount: &str) {
         if let Ok(event) = debit(self.wallets.get(&id(name)), &id(name), amount, None) {
-            self.append(vec![(id(name), event)]).await;
+            self.append(vec![(id(name), event)]);
         }
     }
 
     /// Does nothing where the funds are not there.
-    pub async fn transfer(&mut self, from: &str, to: &str, amount: &str) {
+    pub fn transfer(&mut self, from: &str, to: &str, amount: &str) {
         let (from, to) = (id(from), id(to));
         let ends = Ends { from_id: &from, from: self.wallets.get(&from), to_id: &to, to: self.wallets.get(&to) };
         if let Ok((out, into)) = transfer(ends, Uuid::now_v7(), amount, None) {
-            self.append(vec![(from, out), (to, into)]).await;
+            self.append(vec![(from, out), (to, into)]);
         }
     }
 
-    async fn append(&mut self, events: Vec<(WalletId, WalletEvent)>) {
-        let recorded_at = DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).expect("a time");
-        let first = events[0].0.clone();
-        let mut batch = Batch { expected_head: Some(self.head), recorded_at, ..Batch::default() };
+    fn append(&mut self, events: Vec<(WalletId, WalletEvent)>) {
+        let first = self.head + self.batch.events.len() as i64 + 1;
+        let scope =
+            KeyScope { wallet_id: events[0].0.clone(), command_kind: "test", key: format!("key-{first}").into() };
+        self.batch.keys.push(KeyRecord {
+            scope,
+            fingerprint: [0; 32],
+            position: first,
+            event_count: events.len() as i32,
+        });
+        if self.batch.events.is_empty() {
+            self.batch.recorded_at = DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).expect("a time");
+        }
+        let recorded_at = self.batch.recorded_at;
         for (wallet_id, event) in events {
             let revision = match self.wallets.get_mut(&wallet_id) {
                 Some(wallet) => {
@@ -153,7 +158,7 @@ impl World {
                     0
                 }
             };
-            batch.events.push(NewEvent {
+            self.batch.events.push(NewEvent {
                 stream: wallet_id,
                 stream_key: None,
                 revision,
@@ -163,9 +168,12 @@ impl World {
                 metadata: Arc::from(METADATA),
             });
         }
-        let scope = KeyScope { wallet_id: first, command_kind: "test", key: format!("key-{}", self.head).into() };
-        let event_count = batch.events.len() as i32;
-        batch.keys.push(KeyRecord { scope, fingerprint: [0; 32], position: self.head + 1, event_count });
+    }
+
+    /// Appends what was decided since the last time.
+    pub async fn commit(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.expected_head = Some(self.head);
         match self.log.append(&batch).await.expect("an append") {
             Appended::At(position) => self.head = position,
             Appended::Conflict => panic!("nobody else writes to this log"),
@@ -213,29 +221,7 @@ impl World {
         }
         self.flush();
         let Some(last) = events.last() else { return };
-        let mut transaction = self.database.pool().begin().await.expect("a transaction");
-        let mut tails = BTreeMap::new();
-        for event in &events {
-            tails.insert(partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS), event.position);
-        }
-        for (partition, position) in tails {
-            sqlx::query(
-                "INSERT INTO relay_tails (topic, partition, next_offset, position) VALUES ($1, $2, 0, $3)
-                 ON CONFLICT (topic, partition) DO UPDATE SET position = excluded.position",
-            )
-            .bind(EVENTS_TOPIC)
-            .bind(partition)
-            .bind(position)
-            .execute(&mut *transaction)
-            .await
-            .expect("a tail");
-        }
-        sqlx::query("UPDATE relay_checkpoint SET position = $1, moved_at = now()")
-            .bind(last.position)
-            .execute(&mut *transaction)
-            .await
-            .expect("a checkpoint");
-        transaction.commit().await.expect("a commit");
+        self.sql(&format!("UPDATE relay_checkpoint SET position = {}, moved_at = now()", last.position)).await;
     }
 
     /// Sends one record, right or wrong.
@@ -277,25 +263,24 @@ pub async fn project_as(database: &Database, log: &PostgresLog, group: &str) {
         sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM projection_checkpoints WHERE projection = $1");
     let done: i64 = statement.bind(group).fetch_one(database.pool()).await.expect("a checkpoint");
     let mut transaction = database.pool().begin().await.expect("a transaction");
-    let mut checkpoints = BTreeMap::new();
+    let mut last = done;
     for recorded in log.read(done, 1_000_000).await.expect("the log") {
         let event = recorded.decode().expect("an event");
-        if group == BUILT_IN_GROUPS[0] {
+        if group == LEDGER_PROJECTOR {
             post(&mut transaction, &recorded, &event).await;
         } else {
             show(&mut transaction, &recorded, &event).await;
         }
-        let partition = partition_of(recorded.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
-        checkpoints.insert(partition, recorded.position);
+        last = recorded.position;
     }
-    for (partition, position) in checkpoints {
+    for partition in 0..EVENTS_PARTITIONS {
         sqlx::query(
             "INSERT INTO projection_checkpoints (projection, partition, position) VALUES ($1, $2, $3)
              ON CONFLICT (projection, partition) DO UPDATE SET position = excluded.position",
         )
         .bind(group)
         .bind(partition)
-        .bind(position)
+        .bind(last)
         .execute(&mut *transaction)
         .await
         .expect("a checkpoint");
@@ -326,7 +311,7 @@ async fn post(connection: &mut sqlx::PgConnection, recorded: &RecordedEvent, eve
     .bind(recorded.event_id)
     .bind(kind)
     .bind(event.description().map(|words| words.as_str().to_owned()))
-    .bind(event.transfer().map(|transfer| transfer.id))
+    .bind(event.transfer().map_or(recorded.event_id, |transfer| transfer.id))
     .bind(event.transfer().map(|transfer| transfer.counterparty.as_str().to_owned()))
     .bind(&recorded.metadata)
     .bind(recorded.recorded_at)

@@ -38,7 +38,7 @@ const SETTINGS: &[(&str, &str)] = &[
     // Reachable through the socket only.
     ("listen_addresses", ""),
     ("unix_socket_permissions", "0700"),
-    ("max_connections", "64"),
+    ("max_connections", "200"),
     ("shared_buffers", "128MB"),
     // Nobody replicates or archives this cluster, and the log of a wallet is mostly insertions.
     ("wal_level", "minimal"),

@@ -1,0 +1,103 @@
+//! The real `wallex`, as processes: started, killed, asked.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this, so an expectation would not hold in all")]
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use wallex::embedded::{DataDir, ServeInfo};
+
+/// How long a `serve` may take to be there. Machines under test are busy.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A directory that root's PostgreSQL user can pass through.
+pub fn room() -> tempfile::TempDir {
+    let room = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(room.path(), Permissions::from_mode(0o711)).expect("its permissions");
+    room
+}
+
+/// `wallex` with these arguments, and nothing of the environment that could lead it elsewhere.
+pub fn wallex(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wallex"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WALLEX_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs it to its end.
+pub fn run(arguments: &[&str]) -> Output {
+    wallex(arguments).output().expect("wallex runs")
+}
+
+/// A running `wallex serve`. Killed when dropped.
+pub struct Serve {
+    child: Child,
+    data_dir: PathBuf,
+    pub info: ServeInfo,
+}
+
+impl Serve {
+    pub fn start(data_dir: &Path) -> Serve {
+        Self::start_with(data_dir, &[])
+    }
+
+    pub fn start_with(data_dir: &Path, arguments: &[&str]) -> Serve {
+        let place = data_dir.to_str().expect("a path in UTF-8");
+        let child = wallex(&["serve", "--listen", "127.0.0.1:0", "--log", "error", "--data-dir", place])
+            .args(arguments)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("wallex runs");
+        let started = Instant::now();
+        loop {
+            // There once everything is: the note is written last.
+            match DataDir::find_running(data_dir) {
+                Ok(Some(info)) if info.pid == child.id() => {
+                    return Serve { child, data_dir: data_dir.to_owned(), info };
+                }
+                _ if started.elapsed() > START_PATIENCE => panic!("serve did not start in {START_PATIENCE:?}"),
+                _ => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    pub fn data_dir(&self) -> &str {
+        self.data_dir.to_str().expect("a path in UTF-8")
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().expect("a kill");
+        self.child.wait().expect("its end");
+    }
+
+    /// Sends a signal and waits for the end; the exit code, or 128 and the signal that ended it.
+    pub fn stop(mut self, signal: Signal) -> i32 {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("a signal");
+        let status = self.child.wait().expect("its end");
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    }
+
+    /// The server of the managed PostgreSQL: the child of this process that is one.
+    pub fn postmaster(&self) -> Option<Pid> {
+        let found = Command::new("pgrep").args(["-P", &self.child.id().to_string(), "postgres"]).output().ok()?;
+        String::from_utf8(found.stdout).ok()?.lines().next()?.parse().ok().map(Pid::from_raw)
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,451 @@
+//! The relay on a real PostgreSQL and librdkafka's broker: what is in the log is in the topic, once, in order, whatever
+//! happens to relays, sessions and brokers.
+
+mod support;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use wallex::embedded::EmbeddedBroker;
+use wallex::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, EventRecord, KafkaConfig, partition_of};
+use wallex::log::{Appended, Batch, EventLog, NewEvent, PostgresLog, RecordedEvent};
+use wallex::money::{Amount, Currency};
+use wallex::postgres::Database;
+use wallex::relay::{Bell, Relay, RelayError, RelayOptions};
+use wallex::wallet::{Description, WalletEvent, WalletId};
+
+use support::TestDatabase;
+
+/// How long a test waits for what should take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const PROJECTIONS: [&str; 2] = ["ledger-projector", "read-model-projector"];
+
+/// Appends credits to wallets, some at a time, and keeps count of their revisions.
+struct Writer {
+    log: PostgresLog,
+    revisions: HashMap<String, i64>,
+    description: Option<Description>,
+}
+
+impl Writer {
+    fn new(log: PostgresLog) -> Self {
+        Writer { log, revisions: HashMap::new(), description: None }
+    }
+
+    /// Appends one event to each of these wallets; the last position.
+    async fn append(&mut self, wallets: impl IntoIterator<Item = String>) -> i64 {
+        let metadata: Arc<[u8]> = br#"{"correlationId":"correlation","causationId":"causation"}"#.as_slice().into();
+        let amount = Amount::from_minor(1_000).expect("an amount");
+        let mut batch = Batch { recorded_at: Utc::now(), ..Batch::default() };
+        for wallet in wallets {
+            let revision = self.revisions.entry(wallet.clone()).and_modify(|revision| *revision += 1).or_insert(0);
+            let event = WalletEvent::WalletCredited {
+                amount,
+                balance: amount,
+                currency: Currency::USD,
+                description: self.description.clone(),
+                transfer: None,
+            };
+            batch.events.push(NewEvent {
+                stream: WalletId::new(wallet).expect("an id"),
+                stream_key: None,
+                revision: *revision,
+                event_id: Uuid::now_v7(),
+                event_type: event.event_type(),
+                payload: event.to_payload(),
+                metadata: metadata.clone(),
+            });
+        }
+        match self.log.append(&batch).await.expect("appends") {
+            Appended::At(position) => position,
+            Appended::Conflict => panic!("nobody else writes"),
+        }
+    }
+
+    /// Appends so many events over 200 wallets, 250 at a time; the last position.
+    async fn append_many(&mut self, count: usize) -> i64 {
+        let mut head = 0;
+        for first in (0..count).step_by(250) {
+            let wallets = (first..count.min(first + 250)).map(|number| format!("wallet-{}", number * 7 % 200));
+            head = self.append(wallets).await;
+        }
+        head
+    }
+}
+
+/// A relay at work.
+struct Running {
+    task: JoinHandle<Result<(), RelayError>>,
+    stop: CancellationToken,
+    bell: Bell,
+}
+
+impl Running {
+    fn start(database: &Database, kafka: &KafkaConfig, options: RelayOptions) -> Self {
+        let (bell, stop) = (Bell::new(), CancellationToken::new());
+        let log = PostgresLog::new(database.clone());
+        let relay = Relay::new(log, database.clone(), kafka.clone(), bell.clone(), options);
+        Running { task: tokio::spawn(relay.run(stop.clone())), stop, bell }
+    }
+
+    /// Drops it where it stands.
+    async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.expect_err("it was aborted").is_cancelled());
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.expect("no panic").expect("no error");
+    }
+}
+
+fn broker() -> (EmbeddedBroker, KafkaConfig) {
+    let broker = EmbeddedBroker::start(&[(EVENTS_TOPIC, EVENTS_PARTITIONS)]).expect("a broker");
+    let config = KafkaConfig::new(broker.bootstrap_servers());
+    (broker, config)
+}
+
+async fn checkpoint(database: &TestDatabase) -> i64 {
+    database.number("SELECT position FROM relay_checkpoint").await
+}
+
+/// Waits until the checkpoint is there.
+async fn published(database: &TestDatabase, position: i64) {
+    let started = Instant::now();
+    while checkpoint(database).await < position {
+        assert!(started.elapsed() < PATIENCE, "the checkpoint stands at {}", checkpoint(database).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Sets how far both projections have come, in every partition.
+async fn project(database: &TestDatabase, position: i64) {
+    for projection in PROJECTIONS {
+        database
+            .run(&format!(
+                "INSERT INTO projection_checkpoints (projection, partition, position)
+                 SELECT '{projection}', partition, {position} FROM generate_series(0, {}) AS partition
+                     ON CONFLICT (projection, partition) DO UPDATE SET position = excluded.position",
+                EVENTS_PARTITIONS - 1
+            ))
+            .await;
+    }
+}
+
+#[derive(Debug)]
+struct Seen {
+    partition: i32,
+    offset: i64,
+    timestamp: i64,
+    position: i64,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    headers: BTreeMap<String, String>,
+}
+
+/// Everything that the topic holds, in order of partition and offset.
+async fn topic(kafka: &KafkaConfig) -> Vec<Seen> {
+    let brokers = kafka.brokers.clone();
+    tokio::task::spawn_blocking(move || read_topic(&brokers)).await.expect("the topic is read")
+}
+
+fn read_topic(brokers: &str) -> Vec<Seen> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "test")
+        .set("enable.partition.eof", "true")
+        .create()
+        .expect("a consumer");
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..EVENTS_PARTITIONS {
+        assignment.add_partition_offset(EVENTS_TOPIC, partition, Offset::Beginning).expect("a partition");
+    }
+    consumer.assign(&assignment).expect("an assignment");
+    let (mut seen, mut ended) = (Vec::new(), 0);
+    while ended < EVENTS_PARTITIONS {
+        match consumer.poll(PATIENCE).expect("a record or an end") {
+            Ok(message) => {
+                let headers: BTreeMap<String, String> = message
+                    .headers()
+                    .expect("headers")
+                    .iter()
+                    .map(|header| {
+                        (header.key.to_owned(), String::from_utf8_lossy(header.value.expect("a value")).into())
+                    })
+                    .collect();
+                seen.push(Seen {
+                    partition: message.partition(),
+                    offset: message.offset(),
+                    timestamp: message.timestamp().to_millis().expect("a time"),
+                    position: headers["position"].parse().expect("a position"),
+                    key: message.key().expect("a key").to_vec(),
+                    value: message.payload().expect("a value").to_vec(),
+                    headers,
+                });
+            }
+            Err(KafkaError::PartitionEOF(_)) => ended += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    seen.sort_by_key(|record| (record.partition, record.offset));
+    seen
+}
+
+/// That each of these positions is there once, and that positions grow within each partition.
+fn assert_once_and_in_order(seen: &[Seen], positions: impl IntoIterator<Item = i64>) {
+    for pair in seen.windows(2) {
+        if pair[0].partition == pair[1].partition {
+            assert!(pair[0].position < pair[1].position, "{:?} before {:?}", pair[0], pair[1]);
+        }
+    }
+    let mut found: Vec<i64> = seen.iter().map(|record| record.position).collect();
+    found.sort_unstable();
+    assert_eq!(found, positions.into_iter().collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_event_is_published_once_in_order_where_it_belongs() {
+    let database = TestDatabase::new().await;
+    let (_broker, kafka) = broker();
+    let mut writer = Writer::new(database.log());
+    writer.append_many(2_000).await;
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    published(&database, 2_000).await;
+    for _ in 0..12 {
+        writer.append_many(250).await;
+        relay.bell.ring();
+    }
+    published(&database, 5_000).await;
+    relay.stop().await;
+
+    let seen = topic(&kafka).await;
+    assert_once_and_in_order(&seen, 1..=5_000);
+    let log = database.log();
+    let mut events: Vec<RecordedEvent> = Vec::new();
+    while events.len() < 5_000 {
+        events.extend(log.read(events.len() as i64, 1_000).await.expect("a page"));
+    }
+    for record in &seen {
+        let event = &events[record.position as usize - 1];
+        assert_eq!(record.key, event.stream.as_str().as_bytes());
+        assert_eq!(record.partition, partition_of(&record.key, EVENTS_PARTITIONS));
+        assert_eq!(record.timestamp, event.recorded_at.timestamp_millis());
+        assert_eq!(record.headers["aggregate-id"], event.stream.as_str());
+        assert_eq!(record.headers["event-type"], event.event_type);
+        assert_eq!(record.headers["correlation-id"], "correlation");
+        assert_eq!(record.headers["causation-id"], "causation");
+        assert_eq!(record.headers["revision"], event.revision.to_string());
+        let read = EventRecord::from_value(event.stream.clone(), event.position, event.revision, &record.value);
+        assert_eq!(read.expect("the event"), EventRecord::try_from(event).expect("the event"));
+    }
+    // The tails say what is in the topic.
+    let wrong = seen.chunk_by(|one, next| one.partition == next.partition).map(|records| {
+        let last = records.last().expect("a record");
+        format!("({}, {}, {})", last.partition, last.offset + 1, last.position)
+    });
+    let query = format!(
+        "SELECT count(*) FROM relay_tails WHERE topic = '{EVENTS_TOPIC}' AND (partition, next_offset, position) IN ({})",
+        wrong.collect::<Vec<_>>().join(", ")
+    );
+    assert_eq!(database.number(&query).await, i64::from(EVENTS_PARTITIONS));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_empty_broker_gets_what_the_projections_lack() {
+    let database = TestDatabase::new().await;
+    let (first_broker, kafka) = broker();
+    let mut writer = Writer::new(database.log());
+    let head = writer.append_many(1_000).await;
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    published(&database, head).await;
+    relay.stop().await;
+    drop(first_broker);
+
+    project(&database, 900).await;
+    database
+        .run("UPDATE projection_checkpoints SET position = 400 WHERE projection = 'ledger-projector' AND partition = 3")
+        .await;
+    let (_broker, kafka) = broker();
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    let head = {
+        // The checkpoint goes back before it goes on, so wait for something new.
+        let head = writer.append_many(100).await;
+        published(&database, head).await;
+        head
+    };
+    relay.stop().await;
+
+    let seen = topic(&kafka).await;
+    let log = database.log();
+    let mut lacking = Vec::new();
+    for event in log.read(0, 2_000).await.expect("the log") {
+        let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
+        if event.position > if partition == 3 { 400 } else { 900 } {
+            lacking.push(event.position);
+        }
+    }
+    assert_eq!(lacking.last(), Some(&head));
+    assert_once_and_in_order(&seen, lacking);
+}
+
+/// Ends the session of whichever relay is the active one.
+async fn end_session(database: &TestDatabase) -> i64 {
+    database
+        .number(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relays_killed_and_stopped_half_way_leave_nothing_doubled_and_nothing_missing() {
+    let database = TestDatabase::new().await;
+    let (_broker, kafka) = broker();
+    let mut writer = Writer::new(database.log());
+    let mut head = 0;
+    for round in 0..6 {
+        head = writer.append_many(1_500).await;
+        let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+        published(&database, head - 1_499 + round * 200).await;
+        if round % 2 == 0 {
+            end_session(&database).await;
+            relay.kill().await;
+        } else {
+            relay.stop().await;
+        }
+    }
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    published(&database, head).await;
+    relay.stop().await;
+    assert_once_and_in_order(&topic(&kafka).await, 1..=head);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_whose_session_is_ended_makes_room_for_another() {
+    let database = TestDatabase::new().await;
+    let (_broker, kafka) = broker();
+    let relays = [(); 2].map(|()| Running::start(&database.database, &kafka, RelayOptions::default()));
+    let mut writer = Writer::new(database.log());
+    let mut head = writer.append_many(300).await;
+    published(&database, head).await;
+    for _ in 0..3 {
+        // While it is idle: what it sends next would be in the topic twice if it did not look first.
+        assert_eq!(end_session(&database).await, 1, "one relay holds the lock");
+        head = writer.append_many(300).await;
+        published(&database, head).await;
+    }
+    for relay in relays {
+        relay.stop().await;
+    }
+    assert_once_and_in_order(&topic(&kafka).await, 1..=head);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_ended_while_it_fills_a_new_broker_is_followed_by_one_that_fills_the_rest() {
+    let database = TestDatabase::new().await;
+    let (first_broker, kafka) = broker();
+    let mut writer = Writer::new(database.log());
+    writer.description = Description::new("x".repeat(1_000)).ok();
+    let head = writer.append_many(20_000).await;
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    published(&database, head).await;
+    relay.stop().await;
+    drop(first_broker);
+
+    let (_broker, mut kafka) = broker();
+    // No projection comes after, so it cannot finish: it is ended half-way for certain.
+    kafka.embedded = true;
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    let before = full(&kafka).await;
+    relay.stop().await;
+    // The next one counts what is there: it goes no further.
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(topic(&kafka).await.len(), before);
+    let mut last = before;
+    while last < head as usize {
+        let through = topic(&kafka).await.iter().map(|record| record.position).max().unwrap_or(0);
+        project(&database, through).await;
+        last = full(&kafka).await;
+        if through == head {
+            break;
+        }
+    }
+    relay.stop().await;
+    assert!(last > before);
+    assert_eq!(topic(&kafka).await.iter().map(|record| record.position).max(), Some(head));
+}
+
+/// Waits until the embedded broker gets no more; how many records there are.
+async fn full(kafka: &KafkaConfig) -> usize {
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let seen = topic(kafka).await;
+        if seen.len() == before && before > 0 {
+            return before;
+        }
+        before = seen.len();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_position_at_the_end_of_the_topic_makes_no_relay_pass_events_over() {
+    let database = TestDatabase::new().await;
+    let (_broker, kafka) = broker();
+    let mut writer = Writer::new(database.log());
+    let head = writer.append_many(500).await;
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    published(&database, head).await;
+    relay.stop().await;
+    let brokers = kafka.brokers.clone();
+    tokio::task::spawn_blocking(move || forge(&brokers, 900)).await.expect("it is sent");
+    let head = writer.append_many(500).await;
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    published(&database, head).await;
+    relay.stop().await;
+    let mut seen = topic(&kafka).await;
+    seen.retain(|record| record.value != b"forged");
+    assert_once_and_in_order(&seen, 1..=head);
+}
+
+/// Sends a record that claims this position to every partition.
+fn forge(brokers: &str, position: i64) {
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a producer");
+    for partition in 0..EVENTS_PARTITIONS {
+        let headers = OwnedHeaders::new().insert(Header { key: "position", value: Some(&position.to_string()) });
+        let record =
+            BaseRecord::to(EVENTS_TOPIC).partition(partition).key("wallet-1").payload("forged").headers(headers);
+        producer.send(record).expect("it is queued");
+    }
+    producer.flush(PATIENCE).expect("it is sent");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_stopped_while_the_broker_is_away_ends() {
+    let database = TestDatabase::new().await;
+    let mut writer = Writer::new(database.log());
+    let head = writer.append_many(100).await;
+    let (broker, kafka) = broker();
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    published(&database, head).await;
+    drop(broker);
+    writer.append_many(100).await;
+    relay.bell.ring();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(checkpoint(&database).await, head);
+    tokio::time::timeout(Duration::from_secs(12), relay.stop()).await.expect("it ends");
+}
