@@ -8,6 +8,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::Semaphore;
 use wallex::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC};
+use wallex::postgres::sqlx;
 use wallex::projection::{LEDGER_PROJECTOR, LedgerProjection, READ_MODEL_PROJECTOR, ReadModelProjection};
 
 use crate::world::{Recorder, Topic, World};
@@ -139,43 +140,35 @@ async fn a_runner_whose_checkpoint_was_moved_by_another_writes_nothing_and_goes_
     let topic = Topic::new();
     world.open(names(20)).await;
     world.operate(400).await;
-    world.relay(&topic, 0, world.head()).await;
-    let gate = std::sync::Arc::new(Semaphore::new(2));
-    let running = world.start(Recorder::new("recorder").behind(&gate), &topic);
-    world.until("the first batches are in", || async { world.seen("recorder").await.len() >= 40 }).await;
-    // Somebody else, who thinks that he has all partitions, takes the next hundred events of each.
+    let events = world.events(0, world.head()).await;
+    let coming = &events[200..];
+    world.relay(&topic, 0, 200).await;
+    let running = world.start(Recorder::new("recorder"), &topic);
+    world.through("recorder", 200).await;
+
+    // Whoever looks at the log has to wait: the runner, with records in its hands.
     let mut transaction = world.database.database.pool().begin().await.expect("a transaction");
-    let checkpoints: Vec<(i32, i64)> = wallex::postgres::sqlx::query_as(
-        "SELECT partition, position FROM projection_checkpoints WHERE projection = 'recorder' FOR UPDATE",
-    )
-    .fetch_all(&mut *transaction)
-    .await
-    .expect("checkpoints");
-    for (partition, position) in checkpoints {
-        for event in world.events(position, position + 100).await {
-            if crate::world::partition(event.stream.as_str()) == partition {
-                wallex::postgres::sqlx::query(
-                    "INSERT INTO seen (projection, position, wallet_id, revision) VALUES ('recorder', $1, $2, $3)",
-                )
-                .bind(event.position)
-                .bind(event.stream.as_str())
-                .bind(event.revision)
-                .execute(&mut *transaction)
-                .await
-                .expect("a row");
-            }
-        }
-        wallex::postgres::sqlx::query(
-            "UPDATE projection_checkpoints SET position = $2 WHERE projection = 'recorder' AND partition = $1",
-        )
-        .bind(partition)
-        .bind((position + 100).min(world.head()))
+    sqlx::query("LOCK TABLE events").execute(&mut *transaction).await.expect("a lock");
+    topic.publish(coming);
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'events'::regclass";
+    world.until("the runner waits", || async { world.database.number(waiting).await > 0 }).await;
+    // Somebody else, who thinks that he has all partitions, takes the next hundred events.
+    for event in &coming[..100] {
+        sqlx::query("INSERT INTO seen (projection, position, wallet_id, revision) VALUES ('recorder', $1, $2, $3)")
+            .bind(event.position)
+            .bind(event.stream.as_str())
+            .bind(event.revision)
+            .execute(&mut *transaction)
+            .await
+            .expect("a row");
+    }
+    sqlx::query("UPDATE projection_checkpoints SET position = 300 WHERE projection = 'recorder'")
         .execute(&mut *transaction)
         .await
-        .expect("a checkpoint");
-    }
+        .expect("checkpoints");
     transaction.commit().await.expect("a commit");
-    gate.add_permits(1_000_000);
+    world.published(world.head()).await;
+
     world.through("recorder", world.head()).await;
     world.assert_each_once("recorder").await;
     running.stop().await;
