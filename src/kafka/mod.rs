@@ -3,6 +3,7 @@
 //! The only room, beside the embedded broker's, that names the `rdkafka` crate's types.
 
 mod consumer;
+mod headers;
 mod partitioner;
 mod producer;
 mod record;

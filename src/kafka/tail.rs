@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::embedded::broker::CONSUMER_SETTINGS;
+use crate::kafka::headers::headers_of;
 use crate::kafka::{EVENTS_TOPIC, HEADER_POSITION, KafkaConfig};
 use crate::log::Position;
 
@@ -117,7 +118,7 @@ impl TopicTail {
 }
 
 fn position_of(message: &impl Message) -> Option<Position> {
-    let headers = message.headers()?;
-    let position = headers.iter().filter(|header| header.key == HEADER_POSITION).last()?;
-    std::str::from_utf8(position.value?).ok()?.parse().ok()
+    let headers = headers_of(message);
+    let (_, position) = headers.iter().rfind(|(name, _)| name == HEADER_POSITION)?;
+    std::str::from_utf8(position.as_deref()?).ok()?.parse().ok()
 }

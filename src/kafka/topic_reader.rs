@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::embedded::broker::CONSUMER_SETTINGS;
+use crate::kafka::headers::headers_of;
 use crate::kafka::watermarks::{Watermarks, watermarks};
 use crate::kafka::{HEADER_POSITION, KafkaConfig};
 use crate::log::Position;
@@ -248,13 +249,10 @@ impl Broker<'_> {
 }
 
 fn copied(message: &BorrowedMessage<'_>) -> TopicRecord {
-    let headers = message.headers().map_or_else(Vec::new, |headers| {
-        headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
-    });
     TopicRecord {
         offset: message.offset(),
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
-        headers,
+        headers: headers_of(message),
     }
 }
