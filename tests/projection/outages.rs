@@ -81,6 +81,20 @@ async fn a_stop_does_not_wait_for_a_database_that_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_broker_that_is_away() {
+    let mut world = World::new(26).await;
+    let topic = Topic::new();
+    world.open(names(10)).await;
+    world.relay(&topic, 0, world.head()).await;
+    let running = world.start(Recorder::new("recorder"), &topic);
+    world.through("recorder", world.head()).await;
+    drop(topic);
+    let stopped = Instant::now();
+    running.stop().await;
+    assert!(stopped.elapsed() < Duration::from_secs(5), "took {:?}", stopped.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_table_parks_nobody_and_is_waited_for() {
     let mut world = World::new(24).await;
     let topic = Topic::new();
