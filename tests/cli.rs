@@ -50,10 +50,11 @@ fn what_cannot_run_says_so_in_one_line_and_exits_with_2() {
 
     let serve = |url: &str| run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", &path("b"), "--database-url", url]);
     assert_one_clear_line(&serve("not a url"), &["postgres://user:password@host:5432/database"]);
+    assert_one_clear_line(&serve("mysql://u:secret-word@h/d"), &["postgres://user:password@host:5432/database"]);
     let nobody = format!("postgres://u:secret-word@{port}/d");
     drop(taken);
     let refused = serve(&nobody);
-    assert_one_clear_line(&refused, &["cannot connect", "u:***@"]);
+    assert_one_clear_line(&refused, &["cannot connect", "u:***@", "refused"]);
     assert!(!stderr(&refused).contains("secret-word"));
 
     assert_one_clear_line(&run(&["verify", "--data-dir", &path("empty")]), &["wallex serve", "--database-url"]);
