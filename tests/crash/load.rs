@@ -155,7 +155,9 @@ impl Load {
             assert_eq!(posted, expected, "ledger of {id}");
         }
         if self.callers == Callers::Patient {
-            assert_eq!(keys_in_the_log(serve).await, model.keys, "commands in the log");
+            let found = keys_in_the_log(serve).await;
+            let mut differing = found.symmetric_difference(&model.keys);
+            assert_eq!(differing.next(), None, "in the log: {}, acknowledged: {}", found.len(), model.keys.len());
         }
         println!(
             "{} commands answered, each accepted one once; {} without an answer, none of them done",
