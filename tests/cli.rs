@@ -50,10 +50,11 @@ fn what_cannot_run_says_so_in_one_line_and_exits_with_2() {
 
     let serve = |url: &str| run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", &path("b"), "--database-url", url]);
     assert_one_clear_line(&serve("not a url"), &["postgres://user:password@host:5432/database"]);
+    assert_one_clear_line(&serve("mysql://u:secret-word@h/d"), &["postgres://user:password@host:5432/database"]);
     let nobody = format!("postgres://u:secret-word@{port}/d");
     drop(taken);
     let refused = serve(&nobody);
-    assert_one_clear_line(&refused, &["cannot connect", "u:***@"]);
+    assert_one_clear_line(&refused, &["cannot connect", "u:***@", "refused"]);
     assert!(!stderr(&refused).contains("secret-word"));
 
     assert_one_clear_line(&run(&["verify", "--data-dir", &path("empty")]), &["wallex serve", "--database-url"]);
@@ -170,6 +171,12 @@ async fn a_database_of_a_newer_wallex_is_left_alone() {
 fn parts_run_in_processes_of_their_own() {
     let room = room();
     let web = Serve::start_with(&room.path().join("data"), &["--only", "http"]);
+    // Nobody publishes yet: what is written waits, and `lag` says so.
+    let opened = Command::new("python3").args(["-c", OPEN_A_WALLET, &web.info.url]).output().expect("python3 runs");
+    assert!(opened.status.success(), "{}", stderr(&opened));
+    let lag = |max: &str| run(&["lag", "--max", max, "--data-dir", web.data_dir(), "-o", "json", "--log", "error"]);
+    assert_eq!(json(&lag("0"))["outbox"]["depth"], 1);
+    assert_eq!((lag("0").status.code(), lag("1").status.code()), (Some(1), Some(0)));
     let mut parts: Vec<_> = [&["relay"][..], &["project", "ledger"], &["project", "read-model"]]
         .iter()
         .map(|part| {
@@ -187,6 +194,10 @@ fn parts_run_in_processes_of_their_own() {
     }
     assert!(DataDir::find_running(std::path::Path::new(web.data_dir())).expect("an answer").is_some());
 }
+
+const OPEN_A_WALLET: &str = "\
+import sys, urllib.request as r
+r.urlopen(r.Request(sys.argv[1] + '/wallets', b'{\"walletId\":\"first\",\"ownerId\":\"o\"}', {'Content-Type': 'application/json'}))";
 
 fn contract_client(arguments: &[&str]) -> Output {
     let root = env!("CARGO_MANIFEST_DIR");

@@ -449,3 +449,30 @@ async fn a_relay_stopped_while_the_broker_is_away_ends() {
     assert_eq!(checkpoint(&database).await, head);
     tokio::time::timeout(Duration::from_secs(12), relay.stop()).await.expect("it ends");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_the_broker_refuses_is_not_left_out() {
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    let database = TestDatabase::new().await;
+    let cluster = rdkafka::mocking::MockCluster::new(1).expect("a broker");
+    cluster.create_topic(EVENTS_TOPIC, EVENTS_PARTITIONS, 1).expect("a topic");
+    let kafka = KafkaConfig::new(cluster.bootstrap_servers());
+    let mut writer = Writer::new(database.log());
+    let relay = Running::start(&database.database, &kafka, RelayOptions::default());
+    writer.append_many(100).await;
+    relay.bell.ring();
+    published(&database, 100).await;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_POLICY_VIOLATION]);
+    let mut head = 0;
+    for _ in 0..40 {
+        head = writer.append_many(50).await;
+        relay.bell.ring();
+    }
+    published(&database, head).await;
+    relay.stop().await;
+    let mut positions: Vec<i64> = topic(&kafka).await.iter().map(|record| record.position).collect();
+    positions.sort_unstable();
+    positions.dedup();
+    let missing: Vec<i64> = (1..=head).filter(|position| positions.binary_search(position).is_err()).collect();
+    assert!(missing.is_empty(), "{} missing: {:?}", missing.len(), &missing[..missing.len().min(20)]);
+}

@@ -74,6 +74,12 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 /// How long a caller waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long is then spent on learning why there was none.
+const REASON_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a database URL begins with. The driver would take any other for PostgreSQL's too.
+const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
+
 /// How long a connection may lie idle and still be used without asking whether it lives.
 const UNTESTED_IDLE_MAX: Duration = Duration::from_secs(1);
 
@@ -90,8 +96,11 @@ impl Database {
     /// Connects, with at most `connections_max` connections.
     ///
     /// # Errors
-    /// [`DatabaseError`] where the URL is wrong or nobody answers within 10 seconds.
+    /// [`DatabaseError`] where the URL is wrong or nobody answers within some 10 seconds.
     pub async fn connect(url: &str, connections_max: u32) -> Result<Self, DatabaseError> {
+        if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(DatabaseError::Url("it is not one of PostgreSQL".to_owned()));
+        }
         let options = PgConnectOptions::from_str(url)
             .map_err(|error| DatabaseError::Url(error.to_string()))?
             .application_name("wallex")
@@ -110,11 +119,13 @@ impl Database {
                     Ok(true)
                 })
             });
-        let pool = pool_options
-            .clone()
-            .connect_with(options.clone())
-            .await
-            .map_err(|error| DatabaseError::Connect { url: masked_url.clone(), reason: error.to_string() })?;
+        let pool = match pool_options.clone().connect_with(options.clone()).await {
+            Ok(pool) => pool,
+            Err(error) => {
+                let reason = refusal(&options, error).await.to_string();
+                return Err(DatabaseError::Connect { url: masked_url, reason });
+            }
+        };
         let by_index_options = options.options(BY_INDEX);
         let by_index = pool_options.connect_lazy_with(by_index_options.clone());
         Ok(Database { pool, by_index, by_index_options, masked_url })
@@ -186,6 +197,19 @@ impl Database {
     /// How to open a connection outside the pools: the write path's and the relay's session lock are their own.
     pub(crate) fn connect_options(&self) -> &PgConnectOptions {
         &self.by_index_options
+    }
+}
+
+/// Why nobody could connect. The pool tries again while nobody listens, and says at the end that time is up and no more;
+/// one attempt without it says why.
+async fn refusal(options: &PgConnectOptions, error: sqlx::Error) -> sqlx::Error {
+    if !matches!(error, sqlx::Error::PoolTimedOut) {
+        return error;
+    }
+    let attempt = <PgConnection as sqlx::Connection>::connect_with(options);
+    match tokio::time::timeout(REASON_TIMEOUT, attempt).await {
+        Ok(Err(reason)) => reason,
+        Ok(Ok(_)) | Err(_) => error,
     }
 }
 

@@ -42,6 +42,8 @@ pub fn run(arguments: &[&str]) -> Output {
 pub struct Serve {
     child: Child,
     data_dir: PathBuf,
+    /// From the start of the process to the note that it is ready.
+    pub start_took: Duration,
     pub info: ServeInfo,
 }
 
@@ -52,17 +54,18 @@ impl Serve {
 
     pub fn start_with(data_dir: &Path, arguments: &[&str]) -> Serve {
         let place = data_dir.to_str().expect("a path in UTF-8");
+        let started = Instant::now();
         let child = wallex(&["serve", "--listen", "127.0.0.1:0", "--log", "error", "--data-dir", place])
             .args(arguments)
             .stderr(Stdio::null())
             .spawn()
             .expect("wallex runs");
-        let started = Instant::now();
         loop {
             // There once everything is: the note is written last.
             match DataDir::find_running(data_dir) {
                 Ok(Some(info)) if info.pid == child.id() => {
-                    return Serve { child, data_dir: data_dir.to_owned(), info };
+                    let start_took = started.elapsed();
+                    return Serve { child, data_dir: data_dir.to_owned(), start_took, info };
                 }
                 _ if started.elapsed() > START_PATIENCE => panic!("serve did not start in {START_PATIENCE:?}"),
                 _ => std::thread::sleep(Duration::from_millis(10)),
