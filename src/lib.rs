@@ -49,6 +49,7 @@
 //! embedded wallet, a projection of one's own and notifications.
 
 pub mod cli;
+mod crash_point;
 pub mod embedded;
 pub mod http;
 pub mod kafka;

@@ -5,6 +5,8 @@
 
 #[path = "crash/load.rs"]
 mod load;
+#[path = "crash/points.rs"]
+mod points;
 mod process;
 
 use std::time::{Duration, Instant};

@@ -11,6 +11,7 @@ use chrono::Utc;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::crash_point::CrashPoint;
 use crate::kafka::{ConsumedRecord, EventRecord};
 use crate::log::Position;
 use crate::postgres::sqlx::{self, Connection, PgPool, Postgres, Transaction};
@@ -176,6 +177,7 @@ impl<P: Projection> Applier<P> {
         };
         self.call(&batch.free(0..batch.events.len(), &blocked), &mut transaction)?;
         self.park_rest(&mut transaction, batch, &blocked, Vec::new())?;
+        CrashPoint::InTransaction.pass();
         self.runtime.block_on(transaction.commit())?;
         Ok(Applied::Done)
     }
@@ -188,6 +190,7 @@ impl<P: Projection> Applier<P> {
         let mut search = Search { blocked, parked: Vec::new(), patience: BATCH_WAIT_MAX };
         self.apply_part(batch, 0..batch.events.len(), &mut transaction, &mut search)?;
         self.park_rest(&mut transaction, batch, &search.blocked, search.parked)?;
+        CrashPoint::InTransaction.pass();
         self.runtime.block_on(transaction.commit())?;
         Ok(Applied::Done)
     }

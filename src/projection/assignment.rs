@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::crash_point::CrashPoint;
 use crate::kafka::Assignments;
 use crate::log::Position;
 use crate::postgres::Checkpoint;
@@ -118,6 +119,7 @@ impl Assignments for Assigned {
     fn assigned(&self, partitions: &[i32]) -> Vec<(i32, Option<i64>)> {
         let begin = self.load(partitions).unwrap_or_default();
         tracing::debug!(?begin, "partitions assigned");
+        CrashPoint::Assigned.pass();
         self.has_changed.store(true, Ordering::Relaxed);
         self.is_running();
         begin
@@ -125,6 +127,7 @@ impl Assignments for Assigned {
 
     fn revoked(&self, partitions: &[i32]) {
         tracing::debug!(?partitions, "partitions revoked");
+        CrashPoint::Revoked.pass();
         self.places().retain(|partition, _| !partitions.contains(partition));
         self.has_changed.store(true, Ordering::Relaxed);
         self.is_running();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::crash_point::CrashPoint;
 use crate::kafka::{
     Delivery, EVENTS_PARTITIONS, OutgoingRecord, PartitionTail, Publisher, SendError, TopicTail, partition_of,
 };
@@ -287,11 +288,13 @@ impl<L: EventLog> Session<'_, L> {
                 return Ok(false);
             }
             let record = OutgoingRecord::of(event);
+            CrashPoint::BeforeSend.pass();
             match self.publisher.send(event.position, partition, event.recorded_at.timestamp_millis(), &record) {
                 Ok(()) => {}
                 Err(SendError::Full) => break,
                 Err(SendError::Failed(reason)) => return Err(Setback::from(reason)),
             }
+            CrashPoint::AfterSend.pass();
             self.acknowledged.sent();
             if bounded {
                 self.budget.spend(partition, event.position, record.bytes());
@@ -323,6 +326,7 @@ impl<L: EventLog> Session<'_, L> {
         if through == self.checkpointed || (!is_quiet && Instant::now() < self.checkpoint_due) {
             return Ok(());
         }
+        CrashPoint::BeforeCheckpoint.pass();
         self.held_tails.extend(self.acknowledged.take_tails());
         if through < self.strange_until {
             self.checkpointed = through;

@@ -179,7 +179,7 @@ async fn keys_in_the_log(serve: &Serve) -> BTreeSet<String> {
     keys
 }
 
-async fn get(serve: &Serve, path: &str) -> Value {
+pub async fn get(serve: &Serve, path: &str) -> Value {
     let answer = client().get(format!("{}{path}", serve.info.url)).send().await.expect("an answer");
     assert_eq!(answer.status(), 200, "{path}");
     answer.json().await.expect("JSON")

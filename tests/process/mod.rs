@@ -104,3 +104,52 @@ impl Drop for Serve {
         let _ = self.child.wait();
     }
 }
+
+/// A running `wallex` of which nobody is told when it is ready: `relay`, `project`. Killed when dropped.
+pub struct Part {
+    child: Child,
+}
+
+impl Part {
+    pub fn start(arguments: &[&str]) -> Part {
+        Self::spawn(wallex(arguments))
+    }
+
+    /// One that kills itself at a place of `src/crash_point.rs`.
+    pub fn start_to_crash_at(point: &str, arguments: &[&str]) -> Part {
+        let mut command = wallex(arguments);
+        command.env("WALLEX_CRASH_AT", point);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Part {
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("wallex runs");
+        Part { child }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// Waits until it has killed itself; any other end, or none, is a failure.
+    pub async fn until_killed(mut self, patience: Duration) {
+        let waiting = async {
+            loop {
+                match self.child.try_wait().expect("its state") {
+                    Some(status) => break status,
+                    None => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        let status = tokio::time::timeout(patience, waiting).await.expect("it comes to the place where it crashes");
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
