@@ -203,6 +203,23 @@ fn read_topic(brokers: &str) -> Vec<Seen> {
     seen
 }
 
+/// That each record follows what it says: between the two the log has no event of its partition.
+async fn assert_follows(database: &TestDatabase, seen: &[Seen]) {
+    let log = database.log();
+    let head = log.head().await.expect("the head");
+    let mut before: BTreeMap<(i32, i64), i64> = BTreeMap::new();
+    let mut last: BTreeMap<i32, i64> = BTreeMap::new();
+    for event in log.read(0, head as usize).await.expect("the log") {
+        let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
+        before.insert((partition, event.position), last.insert(partition, event.position).unwrap_or(0));
+    }
+    for record in seen {
+        let follows: i64 = record.headers["follows"].parse().expect("a position");
+        let before = before[&(record.partition, record.position)];
+        assert!((before..record.position).contains(&follows), "{record:?} comes after {before}");
+    }
+}
+
 /// That each of these positions is there once, and that positions grow within each partition.
 fn assert_once_and_in_order(seen: &[Seen], positions: impl IntoIterator<Item = i64>) {
     for pair in seen.windows(2) {
@@ -232,6 +249,12 @@ async fn every_event_is_published_once_in_order_where_it_belongs() {
 
     let seen = topic(&kafka).await;
     assert_once_and_in_order(&seen, 1..=5_000);
+    assert_follows(&database, &seen).await;
+    let first_of_partitions = seen.chunk_by(|one, next| one.partition == next.partition).map(|records| &records[0]);
+    assert!(first_of_partitions.into_iter().all(|record| record.headers["follows"] == "0"));
+    for pair in seen.windows(2).filter(|pair| pair[0].partition == pair[1].partition) {
+        assert_eq!(pair[1].headers["follows"], pair[0].position.to_string());
+    }
     let log = database.log();
     let mut events: Vec<RecordedEvent> = Vec::new();
     while events.len() < 5_000 {
@@ -298,6 +321,7 @@ async fn a_new_empty_broker_gets_what_the_projections_lack() {
     }
     assert_eq!(lacking.last(), Some(&head));
     assert_once_and_in_order(&seen, lacking);
+    assert_follows(&database, &seen).await;
 }
 
 /// Ends the session of whichever relay is the active one.
@@ -330,7 +354,9 @@ async fn relays_killed_and_stopped_half_way_leave_nothing_doubled_and_nothing_mi
     let relay = Running::start(&database.database, &kafka, RelayOptions::default());
     published(&database, head).await;
     relay.stop().await;
-    assert_once_and_in_order(&topic(&kafka).await, 1..=head);
+    let seen = topic(&kafka).await;
+    assert_once_and_in_order(&seen, 1..=head);
+    assert_follows(&database, &seen).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -350,7 +376,9 @@ async fn a_relay_whose_session_is_ended_makes_room_for_another() {
     for relay in relays {
         relay.stop().await;
     }
-    assert_once_and_in_order(&topic(&kafka).await, 1..=head);
+    let seen = topic(&kafka).await;
+    assert_once_and_in_order(&seen, 1..=head);
+    assert_follows(&database, &seen).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,6 +21,11 @@ fn partition(event: &RecordedEvent) -> i32 {
     partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS)
 }
 
+/// The right record of an event, as a relay that has begun with it would send it.
+fn record(event: &RecordedEvent) -> OutgoingRecord {
+    OutgoingRecord::of(event, event.position - 1)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_world_that_is_right_is_proven() {
     let world = World::settled().await;
@@ -266,7 +271,7 @@ async fn a_record_published_twice_is_named() {
     // And where it is the last one of all.
     let world = World::settled().await;
     let last = world.events().await.pop().expect("an event");
-    world.send(partition(&last), &OutgoingRecord::of(&last));
+    world.send(partition(&last), &record(&last));
     world.flush();
     assert_finds(&world.verify().await, &["topic"], "topic", &[&place(&last), "again"]);
 }
@@ -302,7 +307,7 @@ async fn a_record_that_comes_late_is_waited_for() {
         tokio::spawn(async move { verify(&database, Some(&kafka), &VerifyOptions::default(), &mut |_| {}).await });
     // However the two meet: published before the topic is opened, or while its end is being watched.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    world.send(partition(&late), &OutgoingRecord::of(&late));
+    world.send(partition(&late), &record(&late));
     world.flush();
     let proof = verifying.await.expect("a task").expect("a verification");
     assert!(proof.ok, "{proof:#?}");
@@ -332,6 +337,9 @@ async fn a_record_with_other_bytes_is_named() {
         ("key", |record| record.key = "wallet-0".to_owned()),
         ("headers", |record| record.headers[2].1.push('x')),
         ("headers", |record| _ = record.headers.pop()),
+        // It hides the event before it, or itself.
+        ("headers", |record| record.headers[6].1 = "0".to_owned()),
+        ("headers", |record| record.headers[6].1 = record.headers[4].1.clone()),
     ] {
         let mut world = World::empty().await;
         world.live(0..40).await;
@@ -354,7 +362,7 @@ async fn a_record_with_other_bytes_is_named() {
 async fn records_in_the_wrong_order_or_of_strangers_are_named() {
     let world = World::settled().await;
     let event = world.a_credit().await;
-    let mut foreign = OutgoingRecord::of(&event);
+    let mut foreign = record(&event);
     foreign.headers.clear();
     world.send(partition(&event), &foreign);
     world.flush();
@@ -362,7 +370,7 @@ async fn records_in_the_wrong_order_or_of_strangers_are_named() {
 
     let world = World::settled().await;
     let event = world.a_credit().await;
-    world.send((partition(&event) + 1) % EVENTS_PARTITIONS, &OutgoingRecord::of(&event));
+    world.send((partition(&event) + 1) % EVENTS_PARTITIONS, &record(&event));
     world.flush();
     assert_eq!(failed(&world.verify().await), ["topic"]);
 }
@@ -390,7 +398,7 @@ async fn records_that_retention_deletes_meanwhile_are_no_difference() {
     world.commit().await;
     world.publish(|_, record| vec![record]).await;
     let last = world.events().await.pop().expect("an event");
-    let mut filler = OutgoingRecord::of(&last);
+    let mut filler = record(&last);
     filler.value = vec![b'x'; 100_000];
     let (database, kafka) = (world.database.clone(), world.kafka.clone());
     let (begun, begins) = std::sync::mpsc::channel();

@@ -21,8 +21,8 @@ pub use partitioner::partition_of;
 pub(crate) use producer::{Delivery, Publisher, SendError};
 pub(crate) use rdkafka::error::KafkaError;
 pub use record::{
-    EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_POSITION,
-    HEADER_REVISION, OutgoingRecord, RecordError,
+    EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_FOLLOWS,
+    HEADER_POSITION, HEADER_REVISION, OutgoingRecord, RecordError,
 };
 pub(crate) use tail::{PartitionTail, TopicTail};
 pub(crate) use topic_reader::{TopicReader, TopicRecord};

@@ -23,6 +23,11 @@ pub const HEADER_POSITION: &str = "position";
 /// The event's revision in its wallet's stream, decimal text.
 pub const HEADER_REVISION: &str = "revision";
 
+/// Proof that the topic lacks nothing, decimal text: the log has no event of this partition between that position and the
+/// record's own. So whoever has every event of the partition up to there has nothing left out by going on with this record,
+/// whatever topic it was read from.
+pub const HEADER_FOLLOWS: &str = "follows";
+
 /// An event made ready to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutgoingRecord {
@@ -35,8 +40,9 @@ pub struct OutgoingRecord {
 }
 
 impl OutgoingRecord {
-    /// The record of an event of the log.
-    pub fn of(event: &RecordedEvent) -> Self {
+    /// The record of an event of the log. `follows` is a position below the event's, with no event of the same partition
+    /// between the two.
+    pub fn of(event: &RecordedEvent, follows: Position) -> Self {
         let mut value = Vec::with_capacity(event.payload.len() + event.metadata.len() + 256);
         // Wallet ids, type names, uuids and times need no escaping: their alphabets hold no quote or backslash.
         value.extend_from_slice(
@@ -65,6 +71,7 @@ impl OutgoingRecord {
                 (HEADER_CAUSATION_ID, causation_id),
                 (HEADER_POSITION, event.position.to_string()),
                 (HEADER_REVISION, event.revision.to_string()),
+                (HEADER_FOLLOWS, follows.to_string()),
             ],
         }
     }
@@ -202,7 +209,7 @@ mod tests {
     #[test]
     fn what_is_sent_can_be_read_back() {
         let recorded = recorded();
-        let record = OutgoingRecord::of(&recorded);
+        let record = OutgoingRecord::of(&recorded, 4);
         let read = EventRecord::from_value(recorded.stream.clone(), 7, 2, &record.value).expect("our own record");
         assert_eq!(read, EventRecord::try_from(&recorded).expect("our own event"));
         assert_eq!(record.key, "wallet-1");
@@ -215,14 +222,15 @@ mod tests {
                 "correlation-id=c",
                 "causation-id=d",
                 "position=7",
-                "revision=2"
+                "revision=2",
+                "follows=4"
             ]
         );
     }
 
     #[test]
     fn the_value_is_the_json_of_the_contract() {
-        let value: serde_json::Value = serde_json::from_slice(&OutgoingRecord::of(&recorded()).value).expect("JSON");
+        let value: serde_json::Value = serde_json::from_slice(&OutgoingRecord::of(&recorded(), 6).value).expect("JSON");
         let mut names: Vec<_> = value.as_object().expect("an object").keys().map(String::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["aggregateId", "createdAt", "eventType", "eventVersion", "id", "metadata", "payload"]);
@@ -232,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_value_of_another_wallet_is_refused() {
-        let record = OutgoingRecord::of(&recorded());
+        let record = OutgoingRecord::of(&recorded(), 6);
         let other = WalletId::new("wallet-2").expect("an id");
         assert!(matches!(EventRecord::from_value(other, 7, 2, &record.value), Err(RecordError::Value(_))));
     }

@@ -53,7 +53,12 @@ pub(crate) struct TopicRecord {
 impl TopicRecord {
     /// The position that its header names, if it does.
     pub fn position(&self) -> Option<Position> {
-        let (_, value) = self.headers.iter().find(|(name, _)| name == HEADER_POSITION)?;
+        self.number(HEADER_POSITION)
+    }
+
+    /// The number in the first header of this name, if there is one.
+    pub fn number(&self, header: &str) -> Option<i64> {
+        let (_, value) = self.headers.iter().find(|(name, _)| name == header)?;
         std::str::from_utf8(value.as_deref()?).ok()?.parse().ok()
     }
 }

@@ -12,20 +12,17 @@ use crate::log::Position;
 use crate::postgres::Checkpoint;
 use crate::projection::RunnerState;
 
-/// How far one partition is, and whether the topic is known to continue from there.
+/// How far one partition is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) checkpoint: Checkpoint,
-    /// The offset that the next record must have for no event to lie between. `None` while that is not known: the log has to
-    /// be asked then whether it has events of this partition between the checkpoint and that record.
-    pub(super) continues_at: Option<i64>,
     /// Whether nothing has come since the last look at the log.
     pub(super) is_quiet: bool,
 }
 
 impl From<Checkpoint> for Place {
     fn from(checkpoint: Checkpoint) -> Self {
-        Place { checkpoint, continues_at: None, is_quiet: true }
+        Place { checkpoint, is_quiet: true }
     }
 }
 
@@ -34,23 +31,10 @@ impl Place {
     pub(super) fn take(&mut self, offset: i64, position: Position) {
         self.checkpoint.position = position;
         self.read_past(offset);
-        self.continues_at = Some(offset + 1);
     }
 
-    /// A record whose event is in the tables already.
-    pub(super) fn pass_over(&mut self, offset: i64) {
-        let continues = self.continues_at == Some(offset);
-        self.read_past(offset);
-        self.continues_at = continues.then_some(offset + 1);
-    }
-
-    /// A record that is not the relay's. It may stand where an event should, so the log is asked before the next one.
-    pub(super) fn take_foreign(&mut self, offset: i64) {
-        self.read_past(offset);
-        self.continues_at = None;
-    }
-
-    fn read_past(&mut self, offset: i64) {
+    /// A record that needs no applying: its event is in the tables already, or it is not the relay's.
+    pub(super) fn read_past(&mut self, offset: i64) {
         self.checkpoint.next_offset = Some(offset + 1);
         self.is_quiet = false;
     }
@@ -131,38 +115,5 @@ impl Assignments for Assigned {
         self.places().retain(|partition, _| !partitions.contains(partition));
         self.has_changed.store(true, Ordering::Relaxed);
         self.is_running();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn place() -> Place {
-        Checkpoint { partition: 0, position: 10, next_offset: Some(5) }.into()
-    }
-
-    #[test]
-    fn a_topic_continues_only_after_an_event_that_was_taken_from_it() {
-        let mut place = place();
-        assert_eq!(place.continues_at, None);
-        place.pass_over(5);
-        assert_eq!(place.continues_at, None, "an event passed over says nothing of those after it");
-        place.take(6, 11);
-        assert_eq!((place.continues_at, place.checkpoint.position), (Some(7), 11));
-        place.pass_over(7);
-        assert_eq!((place.continues_at, place.checkpoint.position), (Some(8), 11));
-    }
-
-    #[test]
-    fn a_topic_does_not_continue_over_a_hole_or_a_foreign_record() {
-        let mut place = place();
-        place.take(6, 11);
-        place.pass_over(9);
-        assert_eq!(place.continues_at, None);
-        place.take(10, 12);
-        place.take_foreign(11);
-        assert_eq!((place.continues_at, place.checkpoint.position), (None, 12));
-        assert_eq!(place.checkpoint.next_offset, Some(12));
     }
 }

@@ -1,10 +1,11 @@
 //! What the topic does not have: the log is asked, and what is missing is read from there.
 //!
 //! A checkpoint stands for *every* event of its partition up to its position, so it moves only to where the log says
-//! there is none in between that was not applied. In the common case the topic itself shows that: its next record is at the
-//! next offset. Wherever it does not (the first record after partitions were assigned, a hole in the offsets, a foreign record,
-//! or no record at all), the log decides. So neither a topic that was made anew, nor one that has lost records, nor a
-//! relay's checkpoint that was made on another topic can make a projection pass over an event.
+//! there is none in between that was not applied. In the common case the next record says so itself: its header `follows` names
+//! a position that the checkpoint has. Wherever it does not (records are missing before it, or it has no such header, or none
+//! comes at all), the log decides. Offsets prove nothing: a topic that was deleted and made anew may have grown to the very
+//! offset at which a runner reads on. So neither that, nor a topic that has lost records, nor a relay's checkpoint that was made
+//! on another topic can make a projection pass over an event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -40,22 +41,13 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         while from < to {
             let end = to.min(from + LOOK_PAGE);
             if self.lacking(&BTreeMap::from([(partition, from)]), from, end)?.contains(&partition) {
-                return self.fill_beside(partition, to);
+                // What one partition lacks the others may well lack too: one pass over the log is for all of them.
+                let partitions = self.assigned.places().keys().copied().collect();
+                return self.fill(&partitions, to);
             }
             from = end;
         }
         Ok(())
-    }
-
-    /// Where one partition lacks records, those of which nothing is known yet may well lack the same: one pass over the log
-    /// is for all of them.
-    fn fill_beside(&mut self, partition: i32, to: Position) -> Result<(), Interrupted> {
-        let mut partitions: BTreeSet<i32> = {
-            let places = self.assigned.places();
-            places.iter().filter(|(_, place)| place.continues_at.is_none()).map(|(partition, _)| *partition).collect()
-        };
-        partitions.insert(partition);
-        self.fill(&partitions, to)
     }
 
     /// Applies every event of these partitions up to a position, from the log.

@@ -54,9 +54,10 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                 continue;
             };
             match read {
-                Ok(item) if item.position <= place.checkpoint.position => place.pass_over(offset),
+                Ok(item) if item.position <= place.checkpoint.position => place.read_past(offset),
                 Ok(item) => {
-                    if place.continues_at != Some(offset) {
+                    // What a record follows is said of the log, so it holds in whatever topic the record stands.
+                    if item.follows.is_none_or(|follows| follows > place.checkpoint.position) {
                         self.flush(&mut gathering)?;
                         self.close_gap(partition, item.position - 1)?;
                     }
@@ -73,7 +74,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                         reason,
                         "a foreign record; it is put aside"
                     );
-                    place.take_foreign(offset);
+                    place.read_past(offset);
                     gathering.batch.push_foreign(*foreign);
                 }
             }

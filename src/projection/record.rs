@@ -1,6 +1,8 @@
 //! A consumed record, read as far as it can be, and held against the log.
 
-use crate::kafka::{ConsumedRecord, EVENTS_PARTITIONS, EventRecord, HEADER_POSITION, HEADER_REVISION, partition_of};
+use crate::kafka::{
+    ConsumedRecord, EVENTS_PARTITIONS, EventRecord, HEADER_FOLLOWS, HEADER_POSITION, HEADER_REVISION, partition_of,
+};
 use crate::log::{Position, RecordedEvent, Revision};
 use crate::postgres::LoggedEvent;
 use crate::wallet::WalletId;
@@ -15,6 +17,8 @@ pub(super) struct Item {
     pub(super) revision: Revision,
     /// The event, or why it cannot be read.
     pub(super) event: Result<EventRecord, String>,
+    /// The position between which and this one the log has no event of the partition; `None` where the record does not say.
+    pub(super) follows: Option<Position>,
     /// The record as it came; `None` of an event that was read from the log itself.
     pub(super) record: Option<ConsumedRecord>,
 }
@@ -35,7 +39,10 @@ impl Item {
                 let value = record.value.as_deref().unwrap_or_default();
                 let event = EventRecord::from_value(wallet_id.clone(), position, revision, value)
                     .map_err(|error| error.to_string());
-                Ok(Item { partition: record.partition, wallet_id, position, revision, event, record: Some(record) })
+                let follows = record.header(HEADER_FOLLOWS).and_then(|text| text.parse().ok());
+                let follows = follows.filter(|follows| (0..position).contains(follows));
+                let partition = record.partition;
+                Ok(Item { partition, wallet_id, position, revision, event, follows, record: Some(record) })
             }
             Err(reason) => Err(Box::new(Foreign { record, reason })),
         }
@@ -49,6 +56,7 @@ impl Item {
             position: recorded.position,
             revision: recorded.revision,
             event: EventRecord::try_from(recorded).map_err(|error| error.to_string()),
+            follows: None,
             record: None,
         }
     }

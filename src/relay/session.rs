@@ -74,6 +74,7 @@ pub(super) fn run<L: EventLog>(relay: &Relay<L>, runtime: &Handle, stop: &Cancel
         lock,
         publisher,
         acknowledged: Acknowledged::new(beginning.from),
+        seen: [beginning.from; EVENTS_PARTITIONS as usize],
         present: beginning.present,
         strange: beginning.strange,
         strange_until: beginning.strange_until,
@@ -120,7 +121,7 @@ fn begin<L: EventLog>(relay: &Relay<L>, runtime: &Handle, lock: &mut RelaySessio
             let Some(before) = position.checked_sub(1).filter(|before| *before >= 0) else { return Ok(false) };
             let logged = runtime.block_on(relay.log.read(before, 1))?;
             Ok::<_, Setback>(logged.first().is_some_and(|event| {
-                let record = OutgoingRecord::of(event);
+                let record = OutgoingRecord::of(event, before);
                 event.position == position && record.key.as_bytes() == key && record.value == value
             }))
         })?;
@@ -177,6 +178,8 @@ struct Session<'a, L> {
     lock: RelaySession,
     publisher: Publisher,
     acknowledged: Acknowledged,
+    /// The last event of each partition that was sent or passed over; before the first one, where this session began.
+    seen: [Position; EVENTS_PARTITIONS as usize],
     present: BTreeMap<i32, Position>,
     strange: Vec<i32>,
     strange_until: Position,
@@ -245,7 +248,11 @@ impl<L: EventLog> Session<'_, L> {
                 let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
                 let is_present = self.present.get(&partition).is_some_and(|present| event.position <= *present);
                 if is_present && taken.get(&partition).is_none_or(|taken| event.position > *taken) {
-                    self.budget.spend(partition, event.position, OutgoingRecord::of(&event).bytes());
+                    self.budget.spend(
+                        partition,
+                        event.position,
+                        OutgoingRecord::of(&event, event.position - 1).bytes(),
+                    );
                 }
             }
         }
@@ -279,7 +286,9 @@ impl<L: EventLog> Session<'_, L> {
         }
         while let Some(event) = self.pending.front() {
             let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
+            let seen = &mut self.seen[partition as usize];
             if self.present.get(&partition).is_some_and(|present| event.position <= *present) {
+                *seen = event.position;
                 self.acknowledged.passed_over();
                 self.pending.pop_front();
                 continue;
@@ -287,7 +296,7 @@ impl<L: EventLog> Session<'_, L> {
             if bounded && self.budget.is_spent() {
                 return Ok(false);
             }
-            let record = OutgoingRecord::of(event);
+            let record = OutgoingRecord::of(event, *seen);
             CrashPoint::BeforeSend.pass();
             match self.publisher.send(event.position, partition, event.recorded_at.timestamp_millis(), &record) {
                 Ok(()) => {}
@@ -295,6 +304,7 @@ impl<L: EventLog> Session<'_, L> {
                 Err(SendError::Failed(reason)) => return Err(Setback::from(reason)),
             }
             CrashPoint::AfterSend.pass();
+            *seen = event.position;
             self.acknowledged.sent();
             if bounded {
                 self.budget.spend(partition, event.position, record.bytes());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::kafka::{OutgoingRecord, TopicReader, TopicRecord, partition_of};
+use crate::kafka::{HEADER_FOLLOWS, OutgoingRecord, TopicReader, TopicRecord, partition_of};
 use crate::log::{Position, RecordedEvent};
 use crate::verify::Check;
 use crate::verify::proof::{Finding, at};
@@ -33,6 +33,8 @@ pub(super) struct TopicScan {
     reaches_to: Option<Position>,
     /// Offset and position of the last record of each partition.
     last: BTreeMap<i32, (i64, Position)>,
+    /// The log's last event of each partition among those compared.
+    before: BTreeMap<i32, Position>,
 }
 
 impl TopicScan {
@@ -49,6 +51,7 @@ impl TopicScan {
             before_reach: 0,
             reaches_to: None,
             last: BTreeMap::new(),
+            before: BTreeMap::new(),
         }
     }
 
@@ -63,6 +66,7 @@ impl TopicScan {
             if let Err(reason) = self.find(event, partition) {
                 self.broken = Some(reason);
             }
+            self.before.insert(partition, event.position);
         }
     }
 
@@ -79,7 +83,8 @@ impl TopicScan {
             let offset = record.offset;
             match record.position() {
                 Some(position) if position == event.position => {
-                    let difference = difference(record, event);
+                    let before = self.before.get(&partition).copied().unwrap_or(0);
+                    let difference = difference(record, event, before);
                     self.reader.take(partition);
                     self.last.insert(partition, (offset, position));
                     self.reaches_to.get_or_insert(position);
@@ -202,9 +207,11 @@ impl TopicScan {
     }
 }
 
-/// How a record is not the one that the relay makes of the event.
-fn difference(record: &TopicRecord, event: &RecordedEvent) -> Option<(String, String)> {
-    let expected = OutgoingRecord::of(event);
+/// How a record is not the one that the relay makes of the event. `before` is the event before it in its partition: what the
+/// record says that it follows may lie closer, as that of a relay that began in between, but not further back.
+fn difference(record: &TopicRecord, event: &RecordedEvent, before: Position) -> Option<(String, String)> {
+    let follows = record.number(HEADER_FOLLOWS).filter(|follows| (before..event.position).contains(follows));
+    let expected = OutgoingRecord::of(event, follows.unwrap_or(before));
     if record.key.as_deref() != Some(expected.key.as_bytes()) {
         let found = record.key.as_deref().map_or("none".to_owned(), |key| excerpt(key, 0));
         return Some((format!("key {}", expected.key), format!("key {found}")));

@@ -51,9 +51,13 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// The right record of an event.
+    /// The right record of an event, as a relay that has begun with it would send it.
     pub fn of(event: &RecordedEvent) -> Self {
-        let record = OutgoingRecord::of(event);
+        Self::following(event, event.position - 1)
+    }
+
+    fn following(event: &RecordedEvent, follows: i64) -> Self {
+        let record = OutgoingRecord::of(event, follows);
         let headers = record.headers.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes())).collect();
         Raw { key: Some(record.key.into_bytes()), value: Some(record.value), headers }
     }
@@ -88,10 +92,14 @@ impl Topic {
         self.producer.send(record.headers(headers)).map_err(|(error, _)| error).expect("a record sent");
     }
 
-    /// Sends the right records of events, and waits until they are there.
+    /// Sends the right records of events, as a relay that has begun with the first of them would, and waits until they are there.
     pub fn publish<'a>(&self, events: impl IntoIterator<Item = &'a RecordedEvent>) {
+        let (mut began, mut seen) = (None, BTreeMap::new());
         for event in events {
-            self.send(partition(event.stream.as_str()), &Raw::of(event));
+            let began = *began.get_or_insert(event.position - 1);
+            let partition = partition(event.stream.as_str());
+            let follows = seen.insert(partition, event.position).unwrap_or(began);
+            self.send(partition, &Raw::following(event, follows));
         }
         self.flush();
     }

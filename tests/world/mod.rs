@@ -213,9 +213,11 @@ impl World {
     pub async fn publish(&self, records: impl Fn(&RecordedEvent, OutgoingRecord) -> Vec<OutgoingRecord>) {
         let published: i64 = self.number("SELECT position FROM relay_checkpoint").await;
         let events = self.log.read(published, 1_000_000).await.expect("the log");
+        let mut seen = BTreeMap::new();
         for event in &events {
             let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
-            for record in records(event, OutgoingRecord::of(event)) {
+            let follows = seen.insert(partition, event.position).unwrap_or(published);
+            for record in records(event, OutgoingRecord::of(event, follows)) {
                 self.send(partition, &record);
             }
         }
