@@ -4,6 +4,7 @@
 #
 #   need_build_tools     C and C++ compiler and make: they build librdkafka, the Kafka client
 #   need_postgres        PostgreSQL's server programs: wallex runs a private server of its own with them
+#   need_java            Java 17 or newer: a real Apache Kafka runs on it; find_java then sets $java
 #   need_program git     any other program whose package has its name
 #   install_missing      installs what the lines above found missing; says nothing when that is nothing
 #   ensure_rust          a Rust that is new enough for Cargo.toml
@@ -99,6 +100,39 @@ need_postgres() {
         missing "the database server that wallex keeps its log in" postgresql@17
     else
         missing "the database server that wallex keeps its log in" postgresql
+    fi
+}
+
+# find_java: sets `java` to a program of version 17 or newer
+find_java() {
+    local candidate version
+    for candidate in \
+        "${JAVA_HOME:-/nowhere}/bin/java" \
+        "$(command -v java || echo /nowhere/java)" \
+        /usr/lib/jvm/*/bin/java \
+        /opt/homebrew/opt/openjdk*/bin/java \
+        /usr/local/opt/openjdk*/bin/java; do
+        [ -x "$candidate" ] || continue
+        # On macOS there is always one that only says where to get the real one.
+        version=$("$candidate" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p')
+        if [ "${version:-0}" -ge 17 ]; then
+            java=$candidate
+            return 0
+        fi
+    done
+    return 1
+}
+
+need_java() {
+    find_java && return
+    if on_macos; then
+        missing "runs a real Apache Kafka" openjdk@17
+    else
+        # Newer systems do not have 17 any more, and what older ones install by default is older: the shell that
+        # installs asks, when the lists of packages are new.
+        # shellcheck disable=SC2016
+        missing "Java, runs a real Apache Kafka" \
+            '$(apt-cache show openjdk-17-jre-headless >/dev/null 2>&1 && echo openjdk-17-jre-headless || echo default-jre-headless)'
     fi
 }
 

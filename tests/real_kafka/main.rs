@@ -1,0 +1,11 @@
+//! wallex on a real Apache Kafka, with Kafka's own tools as the judge.
+
+#[path = "../kafka/mod.rs"]
+mod kafka;
+#[path = "../process/mod.rs"]
+mod process;
+
+#[path = "."]
+mod on_a_real_kafka {
+    mod records;
+}
