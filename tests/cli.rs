@@ -106,7 +106,7 @@ fn commands_find_the_running_serve_and_answer_in_json() {
     let lag = ask(&["lag", "--max", "0"]);
     assert!(lag.status.success());
     let lag = json(&lag);
-    assert_eq!(keys(&lag), BTreeSet::from(["broker", "groups", "outbox", "parked"]));
+    assert_eq!(keys(&lag), BTreeSet::from(["broker", "groups", "outbox", "parked", "topics", "total"]));
     assert_eq!((&lag["parked"], &lag["outbox"]["depth"]), (&serde_json::json!([]), &serde_json::json!(0)));
     let groups = lag["groups"].as_array().expect("groups");
     assert_eq!(groups.len(), 2);
@@ -147,6 +147,10 @@ fn without_a_serve_commands_say_so_or_look_into_the_database_themselves() {
     assert!(verify.status.success(), "{}", stderr(&verify));
     let lag = run(&["lag", "--data-dir", &place, "-o", "json", "--log", "error"]);
     assert_eq!(json(&lag)["broker"]["connected"], false);
+    // Nothing is known to wait, but who cannot see the topic does not say that nothing does.
+    let lag = run(&["lag", "--max", "1000000", "--data-dir", &place, "--log", "error"]);
+    assert_eq!(lag.status.code(), Some(1), "{}", stderr(&lag));
+    assert!(String::from_utf8_lossy(&lag.stdout).contains("broker away"));
     assert!(run(&["migrate", "--data-dir", &place, "--log", "error"]).status.success());
 }
 

@@ -5,9 +5,10 @@ mod world;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::mocking::MockCluster;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use wallex::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, partition_of};
-use wallex::lag::{BROKER_TIMEOUT, GroupLag, LagProbe, LagReport, progress, report};
+use wallex::lag::{BROKER_TIMEOUT, GroupLag, LagProbe, LagReport, STUCK_AFTER, State, progress, report};
 use wallex::projection::BUILT_IN;
 
 use world::{World, fresh_database};
@@ -48,7 +49,18 @@ async fn a_new_system_has_nothing_behind() {
     assert!(!report.broker.connected);
     let json = serde_json::to_value(&report).expect("JSON");
     assert_eq!(json["parked"], serde_json::json!([]));
-    assert_eq!(json["outbox"], serde_json::json!({"head": 0, "published": 0, "depth": 0, "oldestAgeMs": null}));
+    let outbox = &json["outbox"];
+    assert_eq!(outbox["state"], "brokerAway");
+    assert_eq!((&outbox["head"], &outbox["depth"], &outbox["oldestAgeMs"]), (&0.into(), &0.into(), &().into()));
+    assert_eq!(json["total"]["state"], "brokerAway");
+    // What is a list is one, also where nothing is known.
+    for list in ["groups", "topics", "parked"] {
+        assert!(json[list].is_array(), "{list}: {json}");
+    }
+    assert_eq!(
+        json["topics"][0],
+        serde_json::json!({"topic": "wallet-events", "exists": null, "partitions": 0, "records": null})
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -183,4 +195,129 @@ async fn parked_wallets_and_groups_of_others_are_listed() {
     assert_eq!(parked, [("ledger-projector", Some("wallet-3"), 2, "cause 17"), ("spending", None, 1, "no header")]);
     let names: Vec<_> = report.groups.iter().map(|group| group.group.as_str()).collect();
     assert_eq!(names, ["ledger-projector", "read-model-projector", "spending"]);
+}
+
+impl World {
+    /// How this group stands now.
+    async fn state(&self, group_name: &str) -> (State, bool) {
+        let report = report(&self.database, Some(&self.kafka)).await.expect("a report");
+        let group = group(&report, group_name);
+        (group.state, group.needs_help)
+    }
+
+    /// Time passes: longer than it takes to be stuck, for every event and checkpoint that there is.
+    async fn grow_old(&self) {
+        let age = STUCK_AFTER.as_secs() + 1;
+        for statement in [
+            "UPDATE events SET recorded_at = recorded_at - interval",
+            "UPDATE projection_checkpoints SET moved_at = moved_at - interval",
+            "UPDATE relay_checkpoint SET moved_at = moved_at - interval",
+        ] {
+            self.sql(&format!("{statement} '{age} seconds'")).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_moves_is_idle_or_is_stuck() {
+    let mut world = World::settled().await;
+    let group = BUILT_IN[0];
+    assert_eq!(world.state(group).await, (State::Idle, false));
+    world.grow_old().await;
+    assert_eq!(world.state(group).await, (State::Idle, false), "nothing waits, for however long");
+
+    world.live(200..230).await;
+    assert_eq!(world.state(group).await, (State::Idle, false), "nothing of it has been published to the group");
+    world.publish(|_, record| vec![record]).await;
+    assert_eq!(world.state(group).await, (State::Moving, false), "it has waited for no time yet");
+    world.grow_old().await;
+    assert_eq!(world.state(group).await, (State::Stuck, true));
+
+    // One partition that moves does not hide another that does not.
+    let lacking = report(&world.database, Some(&world.kafka)).await.expect("a report");
+    let lacking = self::group(&lacking, group).partitions.clone();
+    let stuck: Vec<_> = lacking.iter().filter(|it| it.state == State::Stuck).map(|it| it.partition).collect();
+    assert!(stuck.len() > 1, "{lacking:?}");
+    world
+        .sql(&format!(
+            "UPDATE projection_checkpoints SET moved_at = now() WHERE projection = '{group}' AND partition = {}",
+            stuck[0]
+        ))
+        .await;
+    let one_moves = report(&world.database, Some(&world.kafka)).await.expect("a report");
+    let one_moves = self::group(&one_moves, group);
+    assert_eq!(one_moves.state, State::Stuck);
+    assert_eq!(one_moves.partitions[stuck[0] as usize].state, State::Moving);
+
+    world.sql(&format!("UPDATE projection_checkpoints SET moved_at = now() WHERE projection = '{group}'")).await;
+    assert_eq!(world.state(group).await, (State::Moving, false), "an old backlog that is worked off");
+    world.project(&BUILT_IN[..1]).await;
+    assert_eq!(world.state(group).await, (State::Idle, false));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_never_committed_is_not_taken_for_one_that_moves() {
+    let mut world = World::empty().await;
+    assert_eq!(world.state(BUILT_IN[0]).await, (State::Idle, false), "there is nothing to commit");
+    world.live(0..30).await;
+    world.publish(|_, record| vec![record]).await;
+    assert_eq!(world.state(BUILT_IN[0]).await, (State::NeverCommitted, false));
+    let age = STUCK_AFTER.as_secs() + 1;
+    world.sql(&format!("UPDATE events SET recorded_at = recorded_at - interval '{age} seconds'")).await;
+    assert_eq!(world.state(BUILT_IN[0]).await, (State::NeverCommitted, true), "it has had its time");
+    world.project(&BUILT_IN[..1]).await;
+    assert_eq!(world.state(BUILT_IN[0]).await, (State::Idle, false));
+    assert_eq!(world.state(BUILT_IN[1]).await, (State::NeverCommitted, true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_with_parked_records_is_parked_whether_or_not_it_moves() {
+    let world = World::settled().await;
+    world
+        .sql(
+            "INSERT INTO parked_records (projection, wallet_id, position, topic, partition, record_headers, error_class, error,
+                                         attempts, first_failed_at, last_failed_at)
+             VALUES ('ledger-projector', 'wallet-3', 17, 'wallet-events', 0, '{}', 'APPLY', 'why', 1, now(), now())",
+        )
+        .await;
+    assert_eq!(world.state(BUILT_IN[0]).await, (State::Parked, false));
+    assert_eq!(world.state(BUILT_IN[1]).await, (State::Idle, false));
+    let report = report(&world.database, Some(&world.kafka)).await.expect("a report");
+    assert_eq!((report.total.state, report.total.parked, group(&report, BUILT_IN[0]).parked), (State::Parked, 1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_absent_topic_and_an_absent_broker_are_told_apart() {
+    let world = World::settled().await;
+    let elsewhere: MockCluster<'_, _> = MockCluster::new(1).expect("a mock cluster");
+    let without_topic = report(&world.database, Some(&KafkaConfig::new(elsewhere.bootstrap_servers()))).await;
+    let without_topic = without_topic.expect("a report");
+    let without_broker = report(&world.database, Some(&nobody())).await.expect("a report");
+    for (report, state, exists) in
+        [(without_topic, State::TopicAbsent, Some(false)), (without_broker, State::BrokerAway, None)]
+    {
+        assert_eq!((report.total.state, report.total.needs_help), (state, true), "{report:?}");
+        assert_eq!((report.outbox.state, group(&report, BUILT_IN[0]).state), (state, state));
+        assert_eq!((report.topics[0].exists, report.topics[0].records), (exists, None));
+        assert_eq!(group(&report, BUILT_IN[0]).members, None, "nobody was asked, or nobody has answered");
+        assert!(report.broker.error.is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kafka_was_told_is_shown_beside_the_checkpoint_that_counts() {
+    let world = World::settled().await;
+    commit(&world.kafka, BUILT_IN[0], 2, 1);
+    world
+        .sql(
+            "UPDATE projection_checkpoints SET next_offset = 7 WHERE projection = 'ledger-projector' AND partition = 2",
+        )
+        .await;
+    let report = report(&world.database, Some(&world.kafka)).await.expect("a report");
+    let partition = group(&report, BUILT_IN[0]).partitions[2];
+    assert_eq!(
+        (partition.committed, partition.next_offset, partition.position),
+        (Some(1), Some(7), Some(world.head()))
+    );
+    assert_eq!(report.topics[0].records, Some(world.head()));
 }

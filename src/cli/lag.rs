@@ -9,6 +9,7 @@ use comfy_table::{Cell, CellAlignment, Table};
 
 use crate::cli::signals::stop_signal;
 use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
+use crate::kafka::EVENTS_TOPIC;
 use crate::lag::{GroupLag, LagProbe, LagReport, PartitionLag};
 
 /// Parked wallets that the table names; JSON has them all.
@@ -21,16 +22,21 @@ Examples:
   wallex lag                    once, as tables
   wallex lag --watch            again every 2 seconds until Ctrl-C
   wallex lag --max 1000         exit code 1 if the outbox or a group has more than 1000 waiting
-  wallex lag -o json | jq '.groups[] | {group, lag, behindMs}'
+  wallex lag -o json | jq '.groups[] | {group, state, lag, behindMs}'
+
+States, the most urgent first: broker away, topic absent, group absent (it has no member), never committed, stuck (something \
+waits and nothing has moved for 30 seconds), parked (some wallets wait for `wallex dlq`, all others go on), moving, idle.
 
 A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the database, \
-from which a group really goes on; it is known with the broker away too.")]
+from which a group really goes on; it is known with the broker away too. `next` is the offset that belongs to it, and \
+`committed` what Kafka was told of it. --max asks for certainty: with the broker away its answer is no.")]
 pub struct Args {
     /// Ask again every SECONDS (2 if left out) until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub watch: Option<u64>,
 
-    /// Exit with 1 if more than N wait in the outbox or for any group; with --watch, as soon as that is so
+    /// Exit with 1 if more than N wait in the outbox or for any group, or if the broker does not answer; with --watch, as soon
+    /// as that is so
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
     pub max: Option<i64>,
 }
@@ -74,15 +80,19 @@ fn verdict(report: &LagReport, max: Option<i64>) -> ExitCode {
 }
 
 fn is_above(report: &LagReport, max: i64) -> bool {
-    report.outbox.depth > max || report.groups.iter().any(|group| group.waiting(report.outbox.head) > max)
+    // What lies in the topic is not known then, and not to know is no reason to say yes.
+    !report.broker.connected
+        || report.outbox.depth > max
+        || report.groups.iter().any(|group| group.waiting(report.outbox.head) > max)
 }
 
 fn show(report: &LagReport, output: &Output) -> color_eyre::Result<()> {
     if output.format == Format::Json {
         return Ok(output.json(report)?);
     }
-    output.line(outbox_table(report, output).to_string())?;
-    output.line(group_table(report, output).to_string())?;
+    output.line(summary_table(report, output).to_string())?;
+    output.line(topic_table(report, output).to_string())?;
+    output.line(partition_table(report, output).to_string())?;
     if !report.parked.is_empty() {
         output.line(parked_table(report, output).to_string())?;
     }
@@ -95,28 +105,79 @@ fn show(report: &LagReport, output: &Output) -> color_eyre::Result<()> {
     Ok(())
 }
 
-fn outbox_table(report: &LagReport, output: &Output) -> Table {
-    let outbox = &report.outbox;
-    let mut table = output.table(&["outbox", "log head", "published", "waiting", "oldest"]);
+/// A row for the outbox, for each group and for all of them.
+fn summary_table(report: &LagReport, output: &Output) -> Table {
+    let (outbox, total) = (&report.outbox, &report.total);
+    let mut table =
+        output.table(&["what", "topic", "state", "members", "waiting", "oldest", "parked", "position", "head"]);
     table.add_row(vec![
-        Cell::new("wallet-events"),
-        number(Some(outbox.head)),
-        number(Some(outbox.published)),
+        Cell::new("outbox"),
+        Cell::new(EVENTS_TOPIC),
+        Cell::new(outbox.state),
+        number(None),
         number(Some(outbox.depth)),
         age(outbox.oldest_age_ms),
+        number(None),
+        number(Some(outbox.published)),
+        number(Some(outbox.head)),
+    ]);
+    for group in &report.groups {
+        table.add_row(vec![
+            Cell::new(&group.group),
+            Cell::new(&group.topic),
+            Cell::new(group.state),
+            number(group.members.map(|members| members as i64)),
+            number(group.lag),
+            age(group.behind_ms),
+            number(Some(group.parked)),
+            number(Some(group.position)),
+            number(Some(outbox.head)),
+        ]);
+    }
+    table.add_row(vec![
+        Cell::new("all").set_alignment(CellAlignment::Right),
+        Cell::new(""),
+        Cell::new(total.state),
+        number(None),
+        number(total.lag.map(|lag| lag + outbox.depth)),
+        age(total.behind_ms),
+        number(Some(total.parked)),
+        number(None),
+        number(Some(outbox.head)),
     ]);
     table
 }
 
-fn group_table(report: &LagReport, output: &Output) -> Table {
-    let mut table = output.table(&["group", "partition", "end", "committed", "lag", "behind", "position"]);
+fn topic_table(report: &LagReport, output: &Output) -> Table {
+    let mut table = output.table(&["topic", "is", "partitions", "records"]);
+    for topic in &report.topics {
+        let is = match topic.exists {
+            Some(true) => "there",
+            Some(false) => "absent",
+            None => "not known",
+        };
+        table.add_row(vec![
+            Cell::new(&topic.topic),
+            Cell::new(is),
+            number((topic.exists == Some(true)).then_some(i64::from(topic.partitions))),
+            number(topic.records),
+        ]);
+    }
+    table
+}
+
+fn partition_table(report: &LagReport, output: &Output) -> Table {
+    let mut table =
+        output.table(&["group", "partition", "state", "end", "committed", "next", "lag", "behind", "position"]);
     for group in &report.groups {
         for partition in &group.partitions {
             table.add_row(vec![
                 Cell::new(&group.group),
                 number(Some(i64::from(partition.partition))),
+                Cell::new(partition.state),
                 number(partition.end),
                 number(partition.committed),
+                number(partition.next_offset),
                 number(partition.lag),
                 age(partition.behind_ms),
                 number(partition.position),
@@ -134,8 +195,10 @@ fn total_row(group: &GroupLag) -> Vec<Cell> {
     vec![
         Cell::new(&group.group),
         Cell::new("all").set_alignment(CellAlignment::Right),
+        Cell::new(group.state),
         number(sum(|partition| partition.end)),
         number(sum(|partition| partition.committed)),
+        number(sum(|partition| partition.next_offset)),
         number(group.lag),
         age(group.behind_ms),
         number(Some(group.position)),

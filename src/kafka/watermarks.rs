@@ -26,6 +26,8 @@ pub(crate) struct Offsets {
     pub watermarks: BTreeMap<i32, Watermarks>,
     /// Committed offsets by group and partition; only those that are there.
     pub committed: BTreeMap<(String, i32), i64>,
+    /// How many members each group has; only those of which the broker tells.
+    pub members: BTreeMap<String, usize>,
 }
 
 /// Asks for offsets, with one client a group that is kept from question to question: making one costs connections
@@ -76,6 +78,14 @@ impl OffsetReader {
                 if let Offset::Offset(offset) = found.offset() {
                     offsets.committed.insert(((*group).to_owned(), found.partition()), offset);
                 }
+            }
+        }
+        // Last, because it may cost the connection: not every broker knows this question, the embedded one among them.
+        for (group, client) in self.clients.iter().filter(|_| !self.config.embedded) {
+            if let Ok(found) = client.fetch_group_list(Some(group), remaining(deadline)) {
+                // A group that the broker has not heard of is as empty as one that everybody has left.
+                let members = found.groups().iter().filter(|found| found.name() == group).map(|it| it.members().len());
+                offsets.members.insert(group.clone(), members.sum());
             }
         }
         Ok(offsets)

@@ -20,7 +20,16 @@ const EVENTS_MAX: i64 = 20_000;
 pub(super) struct Behind {
     outbox: Option<DateTime<Utc>>,
     /// By the position that a group is through and the partition.
-    partitions: BTreeMap<(Position, i32), DateTime<Utc>>,
+    partitions: BTreeMap<(Position, i32), OldestBehind>,
+}
+
+/// The oldest event that a group lacks of a partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OldestBehind {
+    /// Its position; where it was too far to look, that of one that waits behind it.
+    pub position: Position,
+    /// When it was recorded.
+    pub since: DateTime<Utc>,
 }
 
 impl Behind {
@@ -56,7 +65,8 @@ impl Behind {
                 open.retain(|(through, of)| {
                     let found = *of == partition && *through < event.position;
                     if found {
-                        behind.partitions.insert((*through, *of), event.recorded_at);
+                        let oldest = OldestBehind { position: event.position, since: event.recorded_at };
+                        behind.partitions.insert((*through, *of), oldest);
                     }
                     !found
                 });
@@ -65,9 +75,9 @@ impl Behind {
         // Too far to look: where a record is known to wait, its time says at least that much.
         for (through, partition) in open {
             if let Some(tail) = standing.tails.get(&partition).filter(|tail| **tail > through)
-                && let Some(since) = database.first_event_after(tail - 1).await?
+                && let Some(since) = database.first_event_after(*tail - 1).await?
             {
-                behind.partitions.insert((through, partition), since);
+                behind.partitions.insert((through, partition), OldestBehind { position: *tail, since });
             }
         }
         Ok(behind)
@@ -78,8 +88,8 @@ impl Behind {
         self.outbox
     }
 
-    /// When the partition's oldest event behind that position was recorded.
-    pub fn of(&self, through: Position, partition: i32) -> Option<DateTime<Utc>> {
+    /// The partition's oldest event behind that position.
+    pub fn of(&self, through: Position, partition: i32) -> Option<OldestBehind> {
         self.partitions.get(&(through, partition)).copied()
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! Two measures, because they fail apart. Kafka's offsets say how many records a group has still to read; the database's
 //! checkpoints say up to which position of the log a group's tables are complete. With the broker away the second is still known.
+//!
+//! Each of the outbox and the groups has a [`State`]: one word for what to look at.
 
 mod behind;
 mod probe;
 mod standing;
+mod state;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -17,7 +20,8 @@ use crate::postgres::Database;
 
 pub(crate) use behind::EventTime;
 pub use probe::{BROKER_TIMEOUT, LagProbe};
-pub(crate) use standing::Standing;
+pub(crate) use standing::{Standing, Through};
+pub use state::{STUCK_AFTER, State};
 
 /// How many parked wallets a report lists at most, the longest parked first.
 pub const PARKED_WALLETS_MAX: usize = 1_000;
@@ -26,20 +30,56 @@ pub const PARKED_WALLETS_MAX: usize = 1_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LagReport {
+    /// Outbox and groups together.
+    pub total: TotalLag,
     /// What the relay has still to publish.
     pub outbox: OutboxLag,
     /// Whether the broker answered.
     pub broker: BrokerState,
+    /// The topics that there should be.
+    pub topics: Vec<TopicLag>,
     /// The groups, by name; wallex's own are always among them.
     pub groups: Vec<GroupLag>,
     /// Wallets of which records were put aside; at most [`PARKED_WALLETS_MAX`].
     pub parked: Vec<ParkedWallet>,
 }
 
+/// Everything together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TotalLag {
+    /// The most urgent state of the outbox and the groups.
+    pub state: State,
+    /// Whether somebody should look, because it will not come right by just going on.
+    pub needs_help: bool,
+    /// Records to be read, over all groups; `None` where that is not known of each.
+    pub lag: Option<i64>,
+    /// Age of the oldest event that is not published or that a group lacks, in milliseconds; `None` where there is none.
+    pub behind_ms: Option<i64>,
+    /// Records put aside, over all groups.
+    pub parked: i64,
+}
+
+/// One topic, as the broker shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicLag {
+    /// Its name.
+    pub topic: String,
+    /// Whether it is there; `None` where the broker did not say.
+    pub exists: Option<bool>,
+    /// How many partitions it has; 0 where it is not known to exist.
+    pub partitions: i32,
+    /// How many records it holds, over all partitions; `None` where it is not known to exist.
+    pub records: Option<i64>,
+}
+
 /// The outbox: the part of the log that the broker has not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OutboxLag {
+    /// How it stands.
+    pub state: State,
     /// Position of the last event in the log.
     pub head: Position,
     /// Position up to which everything was acknowledged.
@@ -48,6 +88,8 @@ pub struct OutboxLag {
     pub depth: i64,
     /// Age of the oldest that waits, in milliseconds; `None` where none waits.
     pub oldest_age_ms: Option<i64>,
+    /// How long ago `published` moved last, in milliseconds.
+    pub unmoved_ms: i64,
 }
 
 /// Whether the broker answered just now.
@@ -68,12 +110,20 @@ pub struct GroupLag {
     pub group: String,
     /// The topic that it reads.
     pub topic: String,
+    /// How it stands.
+    pub state: State,
+    /// Whether somebody should look, because it will not come right by just going on.
+    pub needs_help: bool,
+    /// How many members Kafka says that it has; `None` where it does not say, as the embedded broker.
+    pub members: Option<usize>,
     /// Everything in the log up to here is in the group's tables: the least of its partitions.
     pub position: Position,
     /// Records to be read, over all partitions; `None` where that is not known of each.
     pub lag: Option<i64>,
     /// Age of the oldest event that it lacks, in milliseconds; `None` where it lacks none.
     pub behind_ms: Option<i64>,
+    /// Records that it has put aside.
+    pub parked: i64,
     /// Its partitions, by number.
     pub partitions: Vec<PartitionLag>,
 }
@@ -92,6 +142,8 @@ impl GroupLag {
 pub struct PartitionLag {
     /// The partition's number.
     pub partition: i32,
+    /// How it stands: idle, moving or stuck.
+    pub state: State,
     /// The offset that the next record will get; `None` where the broker did not say.
     pub end: Option<i64>,
     /// The group's committed offset; `None` where nothing is committed, or the broker did not say.
@@ -101,6 +153,11 @@ pub struct PartitionLag {
     /// The checkpoint in the database: every event of this partition up to that position is in the group's tables. `None`
     /// before the first. This, and not the committed offset, is where the group goes on from.
     pub position: Option<Position>,
+    /// The offset at which the checkpoint would go on reading. The committed one follows it, so that they differ for a moment;
+    /// where they differ for longer, tools that look at Kafka alone are told something else than what is so.
+    pub next_offset: Option<i64>,
+    /// How long ago the checkpoint moved last, in milliseconds; `None` before the first.
+    pub unmoved_ms: Option<i64>,
     /// Age of the oldest event of this partition that the group lacks, in milliseconds; `None` where it lacks none.
     pub behind_ms: Option<i64>,
 }

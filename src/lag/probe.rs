@@ -1,14 +1,18 @@
 //! Asks the database and the broker, and puts the two together.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::kafka::{EVENTS_TOPIC, KafkaConfig, OffsetReader, Offsets};
 use crate::lag::behind::Behind;
-use crate::lag::{BrokerState, GroupLag, LagError, LagReport, OutboxLag, PartitionLag, Standing};
+use crate::lag::state::{Broker, GroupFacts, Waiting, group_state, needs_help, outbox_state, state_of};
+use crate::lag::{
+    BrokerState, GroupLag, LagError, LagReport, OutboxLag, PartitionLag, Standing, State, TopicLag, TotalLag,
+};
 use crate::postgres::Database;
 
 /// How long the broker may take over an answer before it counts as away.
@@ -18,10 +22,13 @@ pub const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct LagProbe {
     database: Database,
-    broker: Option<Arc<Mutex<Broker>>>,
+    broker: Option<Arc<Mutex<Asked>>>,
+    /// The last report, and when it was asked for.
+    last: Arc<watch::Sender<Option<(Instant, LagReport)>>>,
+    is_asking: Arc<AtomicBool>,
 }
 
-struct Broker {
+struct Asked {
     offsets: OffsetReader,
     /// When the last question was put, and its answer.
     last: Option<(Instant, Result<Offsets, String>)>,
@@ -30,8 +37,30 @@ struct Broker {
 impl LagProbe {
     /// Asks this database and this broker; `None` where no broker runs. Nothing is sent yet.
     pub fn new(database: Database, kafka: Option<KafkaConfig>) -> Self {
-        let broker = |config| Arc::new(Mutex::new(Broker { offsets: OffsetReader::new(config), last: None }));
-        LagProbe { database, broker: kafka.map(broker) }
+        let broker = |config| Arc::new(Mutex::new(Asked { offsets: OffsetReader::new(config), last: None }));
+        LagProbe {
+            database,
+            broker: kafka.map(broker),
+            last: Arc::new(watch::Sender::new(None)),
+            is_asking: Arc::default(),
+        }
+    }
+
+    /// The last report if it is younger than this, without asking anybody. Where it is not, one is asked for in the
+    /// background, for the next time.
+    pub(crate) fn recent(&self, age_max: Duration) -> Option<LagReport> {
+        let last = self.last.borrow().clone();
+        let recent = last.filter(|(asked, _)| asked.elapsed() < age_max);
+        if recent.is_none() && !self.is_asking.swap(true, Ordering::Relaxed) {
+            let probe = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = probe.report().await {
+                    tracing::debug!(%error, "the lag is not known");
+                }
+                probe.is_asking.store(false, Ordering::Relaxed);
+            });
+        }
+        recent.map(|(_, report)| report)
     }
 
     /// What is behind now. A broker that is away is part of the answer, not an error; it costs up to [`BROKER_TIMEOUT`].
@@ -39,6 +68,7 @@ impl LagProbe {
     /// # Errors
     /// [`LagError`] where the database does not answer.
     pub async fn report(&self) -> Result<LagReport, LagError> {
+        let asked = Instant::now();
         let standing = self.database.standing().await?;
         let groups: Vec<String> = standing.groups().into_iter().map(str::to_owned).collect();
         let from_database = async {
@@ -47,30 +77,25 @@ impl LagProbe {
         };
         let (from_database, offsets) = tokio::join!(from_database, self.offsets(groups));
         let (behind, parked) = from_database?;
-        let (offsets, broker) = match offsets {
-            Ok(offsets) => {
-                let missing = offsets.watermarks.is_empty();
-                let error = missing.then(|| format!("the broker has no topic {EVENTS_TOPIC} yet"));
-                (offsets, BrokerState { connected: true, error })
+        let (offsets, broker, answered) = match offsets {
+            Ok(offsets) if offsets.watermarks.is_empty() => {
+                let error = Some(format!("the broker has no topic {EVENTS_TOPIC}"));
+                (offsets, BrokerState { connected: true, error }, Broker::WithoutTopic)
             }
-            Err(error) => (Offsets::default(), BrokerState { connected: false, error: Some(error) }),
+            Ok(offsets) => (offsets, BrokerState { connected: true, error: None }, Broker::Serving),
+            Err(error) => {
+                let broker = BrokerState { connected: false, error: Some(error) };
+                (Offsets::default(), broker, Broker::Away)
+            }
         };
-        let now = Utc::now();
-        Ok(LagReport {
-            outbox: OutboxLag {
-                head: standing.head,
-                published: standing.published,
-                depth: (standing.head - standing.published).max(0),
-                oldest_age_ms: behind.outbox().map(|since| age_ms(since, now)),
-            },
-            broker,
-            groups: standing
-                .groups()
-                .into_iter()
-                .map(|group| group_lag(group, &standing, &behind, &offsets, now))
-                .collect(),
-            parked,
-        })
+        let moment =
+            Moment { standing: &standing, behind: &behind, offsets: &offsets, broker: answered, now: Utc::now() };
+        let outbox = moment.outbox();
+        let groups: Vec<GroupLag> = standing.groups().into_iter().map(|group| moment.group(group)).collect();
+        let report =
+            LagReport { total: total(&outbox, &groups), outbox, broker, topics: vec![moment.topic()], groups, parked };
+        self.last.send_replace(Some((asked, report.clone())));
+        Ok(report)
     }
 
     /// Asks the broker, off the runtime's threads since its client blocks. Whoever waited while somebody else asked the same
@@ -97,31 +122,113 @@ impl LagProbe {
     }
 }
 
-fn group_lag(group: &str, standing: &Standing, behind: &Behind, offsets: &Offsets, now: DateTime<Utc>) -> GroupLag {
-    let known = offsets.watermarks.keys().next_back().map_or(0, |last| last + 1);
-    let partitions: Vec<PartitionLag> = (0..standing.partitions().max(known))
-        .map(|partition| {
-            let watermarks = offsets.watermarks.get(&partition);
-            let end = watermarks.map(|watermarks| watermarks.end);
-            let committed = offsets.committed.get(&(group.to_owned(), partition)).copied();
-            // Where nothing was ever published there is nothing to commit.
-            let lag = match (end, committed) {
-                (Some(end), Some(committed)) => Some((end - committed).max(0)),
-                (Some(0), None) => Some(0),
-                _ => None,
-            };
-            let behind_ms = behind.of(standing.through(group, partition), partition).map(|since| age_ms(since, now));
-            PartitionLag { partition, end, committed, lag, position: standing.checkpoint(group, partition), behind_ms }
-        })
-        .collect();
-    GroupLag {
-        group: group.to_owned(),
-        topic: EVENTS_TOPIC.to_owned(),
-        position: standing.group_through(group),
-        lag: partitions.iter().map(|partition| partition.lag).sum(),
-        behind_ms: partitions.iter().filter_map(|partition| partition.behind_ms).max(),
-        partitions,
+/// All that was found out at one time.
+struct Moment<'a> {
+    standing: &'a Standing,
+    behind: &'a Behind,
+    offsets: &'a Offsets,
+    broker: Broker,
+    now: DateTime<Utc>,
+}
+
+impl Moment<'_> {
+    fn outbox(&self) -> OutboxLag {
+        let standing = self.standing;
+        let since = self.behind.outbox();
+        let waiting = since.map(|since| self.waiting(since, Some(standing.published_unmoved)));
+        OutboxLag {
+            state: outbox_state(self.broker, waiting),
+            head: standing.head,
+            published: standing.published,
+            depth: (standing.head - standing.published).max(0),
+            oldest_age_ms: since.map(|since| age_ms(since, self.now)),
+            unmoved_ms: milliseconds(standing.published_unmoved),
+        }
     }
+
+    fn topic(&self) -> TopicLag {
+        let watermarks = &self.offsets.watermarks;
+        let exists = match self.broker {
+            Broker::Away => None,
+            Broker::WithoutTopic => Some(false),
+            Broker::Serving => Some(true),
+        };
+        TopicLag {
+            topic: EVENTS_TOPIC.to_owned(),
+            exists,
+            partitions: i32::try_from(watermarks.len()).unwrap_or(i32::MAX),
+            records: (exists == Some(true)).then(|| watermarks.values().map(|found| found.end - found.low).sum()),
+        }
+    }
+
+    fn group(&self, group: &str) -> GroupLag {
+        let known = self.offsets.watermarks.keys().next_back().map_or(0, |last| last + 1);
+        let all = 0..self.standing.partitions().max(known);
+        let partitions: Vec<PartitionLag> = all.map(|partition| self.partition(group, partition)).collect();
+        let most_urgent = partitions.iter().map(|partition| partition.state).max().unwrap_or(State::Idle);
+        let position = self.standing.group_through(group);
+        let members = self.offsets.members.get(group).copied();
+        let parked = self.standing.parked.get(group).copied().unwrap_or(0);
+        let has_begun = partitions.iter().any(|it| it.position > Some(0) || it.committed.is_some());
+        let state =
+            group_state(&GroupFacts { broker: self.broker, members, has_begun, partitions: most_urgent, parked });
+        GroupLag {
+            group: group.to_owned(),
+            topic: EVENTS_TOPIC.to_owned(),
+            state,
+            needs_help: needs_help(state, most_urgent),
+            members,
+            position,
+            lag: partitions.iter().map(|partition| partition.lag).sum(),
+            behind_ms: partitions.iter().filter_map(|partition| partition.behind_ms).max(),
+            parked,
+            partitions,
+        }
+    }
+
+    fn partition(&self, group: &str, partition: i32) -> PartitionLag {
+        let end = self.offsets.watermarks.get(&partition).map(|watermarks| watermarks.end);
+        let committed = self.offsets.committed.get(&(group.to_owned(), partition)).copied();
+        // Where nothing was ever published there is nothing to commit.
+        let lag = match (end, committed) {
+            (Some(end), Some(committed)) => Some((end - committed).max(0)),
+            (Some(0), None) => Some(0),
+            _ => None,
+        };
+        let checkpoint = self.standing.checkpoint(group, partition);
+        let oldest = self.behind.of(self.standing.through(group, partition), partition);
+        // A group cannot be blamed for what has not been published to it.
+        let due = oldest.filter(|oldest| oldest.position <= self.standing.published);
+        PartitionLag {
+            partition,
+            state: state_of(due.map(|due| self.waiting(due.since, checkpoint.map(|through| through.unmoved)))),
+            end,
+            committed,
+            lag,
+            position: checkpoint.map(|through| through.position),
+            next_offset: checkpoint.and_then(|through| through.next_offset),
+            unmoved_ms: checkpoint.map(|through| milliseconds(through.unmoved)),
+            behind_ms: oldest.map(|oldest| age_ms(oldest.since, self.now)),
+        }
+    }
+
+    fn waiting(&self, since: DateTime<Utc>, unmoved: Option<Duration>) -> Waiting {
+        Waiting { oldest: Duration::from_millis(age_ms(since, self.now).unsigned_abs()), unmoved }
+    }
+}
+
+fn total(outbox: &OutboxLag, groups: &[GroupLag]) -> TotalLag {
+    TotalLag {
+        state: groups.iter().map(|group| group.state).fold(outbox.state, State::max),
+        needs_help: needs_help(outbox.state, outbox.state) || groups.iter().any(|group| group.needs_help),
+        lag: groups.iter().map(|group| group.lag).sum(),
+        behind_ms: groups.iter().filter_map(|group| group.behind_ms).chain(outbox.oldest_age_ms).max(),
+        parked: groups.iter().map(|group| group.parked).sum(),
+    }
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn age_ms(since: DateTime<Utc>, now: DateTime<Utc>) -> i64 {

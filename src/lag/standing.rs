@@ -1,11 +1,23 @@
 //! How far the log, the relay and the groups have come, as one moment of the database shows it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::kafka::EVENTS_PARTITIONS;
 use crate::lag::{GroupProgress, Progress};
 use crate::log::Position;
 use crate::projection::BUILT_IN;
+
+/// How far a group is in one partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Through {
+    /// The group's tables hold everything of the partition up to here.
+    pub position: Position,
+    /// The offset at which it would go on reading.
+    pub next_offset: Option<i64>,
+    /// How long ago that changed.
+    pub unmoved: Duration,
+}
 
 /// One moment of the database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,10 +26,14 @@ pub(crate) struct Standing {
     pub head: Position,
     /// Position up to which the broker has acknowledged everything.
     pub published: Position,
+    /// How long ago that changed.
+    pub published_unmoved: Duration,
     /// Position of the last record that the broker acknowledged, by partition.
     pub tails: BTreeMap<i32, Position>,
-    /// Position up to which a group's tables hold everything of a partition, by group and partition.
-    pub checkpoints: BTreeMap<(String, i32), Position>,
+    /// How far each group is, by group and partition.
+    pub checkpoints: BTreeMap<(String, i32), Through>,
+    /// How many records each group has put aside; groups that have none are not there.
+    pub parked: BTreeMap<String, i64>,
 }
 
 impl Standing {
@@ -39,11 +55,11 @@ impl Standing {
     /// Position up to which the group's tables hold every event of the partition; 0 before the first. An idle runner moves
     /// it up to what is published, so that a partition without events holds nobody back for long.
     pub fn through(&self, group: &str, partition: i32) -> Position {
-        self.checkpoint(group, partition).unwrap_or(0)
+        self.checkpoint(group, partition).map_or(0, |through| through.position)
     }
 
     /// The checkpoint as it stands, if there is one.
-    pub fn checkpoint(&self, group: &str, partition: i32) -> Option<Position> {
+    pub fn checkpoint(&self, group: &str, partition: i32) -> Option<Through> {
         self.checkpoints.get(&(group.to_owned(), partition)).copied()
     }
 
@@ -86,7 +102,8 @@ mod tests {
         let mut standing = standing(30, 20);
         for partition in 0..EVENTS_PARTITIONS {
             let position = if partition == 4 { 12 } else { 20 };
-            standing.checkpoints.insert(("ledger-projector".to_owned(), partition), position);
+            let through = Through { position, ..Through::default() };
+            standing.checkpoints.insert(("ledger-projector".to_owned(), partition), through);
         }
         let progress = standing.progress();
         assert_eq!(positions(&progress), [("ledger-projector", 12), ("read-model-projector", 0)]);
@@ -96,7 +113,7 @@ mod tests {
     #[test]
     fn groups_of_others_are_listed_by_name() {
         let mut standing = standing(30, 20);
-        standing.checkpoints.insert(("notifications".to_owned(), 11), 20);
+        standing.checkpoints.insert(("notifications".to_owned(), 11), Through::default());
         assert_eq!(standing.groups(), ["ledger-projector", "notifications", "read-model-projector"]);
         assert_eq!(standing.partitions(), 12);
     }

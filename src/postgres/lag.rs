@@ -1,11 +1,13 @@
 //! What the database knows of how far everything has come.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use crate::kafka::EVENTS_TOPIC;
-use crate::lag::{EventTime, LagError, PARKED_WALLETS_MAX, ParkedWallet, Standing};
+use crate::lag::{EventTime, LagError, PARKED_WALLETS_MAX, ParkedWallet, Standing, Through};
 use crate::log::Position;
 use crate::postgres::{Database, is_transient};
 
@@ -13,28 +15,41 @@ fn lag_error(error: sqlx::Error) -> LagError {
     if is_transient(&error) { LagError::Away(error.to_string()) } else { LagError::Refused(error.to_string()) }
 }
 
+fn stand(standing: &mut Standing, row: &PgRow) -> Result<(), sqlx::Error> {
+    let what: String = row.try_get("what")?;
+    let place: i32 = row.try_get("place")?;
+    let position: i64 = row.try_get("position")?;
+    let unmoved = Duration::from_millis(row.try_get::<i64, _>("unmoved_ms")?.max(0).unsigned_abs());
+    match what.as_str() {
+        "head" => standing.head = position,
+        "published" => (standing.published, standing.published_unmoved) = (position, unmoved),
+        "tail" => _ = standing.tails.insert(place, position),
+        "parked" => _ = standing.parked.insert(row.try_get("name")?, position),
+        _ => {
+            let through = Through { position, next_offset: row.try_get("next_offset")?, unmoved };
+            standing.checkpoints.insert((row.try_get("name")?, place), through);
+        }
+    }
+    Ok(())
+}
+
 impl Database {
     /// One moment: a single statement, so that all its numbers belong together.
     pub(crate) async fn standing(&self) -> Result<Standing, LagError> {
-        let statement = "SELECT 'head' AS what, '' AS name, 0 AS place, position FROM log_head
-                   UNION ALL SELECT 'published', '', 0, position FROM relay_checkpoint
-                   UNION ALL SELECT 'tail', '', partition, position FROM relay_tails WHERE topic = $1
-                   UNION ALL SELECT 'checkpoint', projection, partition, position FROM projection_checkpoints";
+        // Ages by the clock that wrote the times.
+        let statement = "SELECT 'head' AS what, '' AS name, 0 AS place, position, NULL::bigint AS next_offset, 0::bigint AS unmoved_ms
+                           FROM log_head
+                   UNION ALL SELECT 'published', '', 0, position, NULL, (extract(epoch FROM now() - moved_at) * 1000)::bigint
+                               FROM relay_checkpoint
+                   UNION ALL SELECT 'tail', '', partition, position, NULL, 0 FROM relay_tails WHERE topic = $1
+                   UNION ALL SELECT 'parked', projection, 0, count(*), NULL, 0 FROM parked_records GROUP BY projection
+                   UNION ALL SELECT 'checkpoint', projection, partition, position, next_offset,
+                                    (extract(epoch FROM now() - moved_at) * 1000)::bigint
+                               FROM projection_checkpoints";
         let rows = sqlx::query(statement).bind(EVENTS_TOPIC).fetch_all(self.pool()).await.map_err(lag_error)?;
         let mut standing = Standing::default();
         for row in &rows {
-            let what: String = row.try_get("what").map_err(lag_error)?;
-            let place: i32 = row.try_get("place").map_err(lag_error)?;
-            let position: i64 = row.try_get("position").map_err(lag_error)?;
-            match what.as_str() {
-                "head" => standing.head = position,
-                "published" => standing.published = position,
-                "tail" => _ = standing.tails.insert(place, position),
-                _ => {
-                    let projection: String = row.try_get("name").map_err(lag_error)?;
-                    standing.checkpoints.insert((projection, place), position);
-                }
-            }
+            stand(&mut standing, row).map_err(lag_error)?;
         }
         Ok(standing)
     }

@@ -83,7 +83,8 @@ async fn with_everything_there_but_a_broker_all_but_the_integration_are_well() {
             assert_eq!(answer.status, 200, "{path}: {}", answer.text);
         }
     }
-    assert_eq!(server.client.get("/health/ready").await.text, r#"{"status":"ok"}"#);
+    // It repeats what was found last, which the routes above have asked for.
+    assert_eq!(server.client.get("/health/ready").await.text, r#"{"status":"ok","kafka":"unhealthy"}"#);
 }
 
 #[tokio::test]
@@ -92,11 +93,11 @@ async fn the_state_of_kafka_is_told_with_the_outbox_and_each_groups_lag() {
     let kafka = server.client.get("/health/kafka").await;
     assert_eq!(kafka.status, 200);
     let fields: Vec<&String> = kafka.json.as_object().expect("an object").keys().collect();
-    assert_eq!(fields, ["kafka", "lag", "outbox", "producer", "status"]);
+    assert_eq!(fields, ["kafka", "lag", "outbox", "producer", "state", "status"]);
     assert_eq!(kafka.json["status"], "unhealthy");
     assert_eq!(kafka.json["producer"]["connected"], false);
     assert_eq!(kafka.json["kafka"]["status"], "disconnected");
-    assert_eq!(kafka.json["outbox"], serde_json::json!({"depth": 0, "oldestAgeMs": null}));
+    assert_eq!(kafka.json["outbox"], serde_json::json!({"state": "brokerAway", "depth": 0, "oldestAgeMs": null}));
     let groups: Vec<&str> = kafka.json["lag"]
         .as_array()
         .expect("an array")
@@ -134,11 +135,22 @@ async fn a_broker_that_answers_is_healthy_until_it_is_gone_or_events_do_not_reac
         "{}",
         young.text
     );
-    let statement = "UPDATE events SET recorded_at = recorded_at - interval '61 seconds'";
-    sqlx::query(statement).execute(server.database.pool()).await.expect("the events grow old");
+    assert_eq!((&young.json["state"], &young.json["outbox"]["state"]), (&"moving".into(), &"moving".into()));
+    for statement in [
+        "UPDATE events SET recorded_at = recorded_at - interval '61 seconds'",
+        "UPDATE relay_checkpoint SET moved_at = moved_at - interval '61 seconds'",
+    ] {
+        sqlx::query(statement).execute(server.database.pool()).await.expect("time passes");
+    }
     let old = server.client.get("/health/kafka").await;
     assert_eq!((old.status, &old.json["status"]), (200, &"unhealthy".into()), "{}", old.text);
     assert!(old.json["outbox"]["oldestAgeMs"].as_i64().expect("an age") >= 61_000);
+    assert_eq!((&old.json["state"], &old.json["outbox"]["state"]), (&"stuck".into(), &"stuck".into()));
+    // The same judgement everywhere, and commands are taken all the same.
+    let ready = server.client.get("/health/ready").await;
+    assert_eq!((ready.status, &ready.json["kafka"]), (200, &"unhealthy".into()), "{}", ready.text);
+    let stats = server.client.get("/health/kafka/stats").await;
+    assert_eq!((&stats.json["total"]["state"], &stats.json["total"]["needsHelp"]), (&"stuck".into(), &true.into()));
     server.client.get("/integration/health").await.is_error(503, "UNAVAILABLE");
 
     drop(broker);

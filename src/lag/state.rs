@@ -1,0 +1,198 @@
+//! The word for how something stands, from the facts. Pure.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// From this time on without progress, while there is something to do, it does not move but is stuck. Longer than a
+/// group takes to be balanced anew after one of its members has died.
+pub const STUCK_AFTER: Duration = Duration::from_secs(30);
+
+/// How the outbox, a group or one partition of it stands. Where several are true it is the one to look at first: the
+/// order here, from the least urgent to the most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum State {
+    /// Nothing waits.
+    Idle,
+    /// Something waits, and it gets less or has only just come.
+    Moving,
+    /// It goes on, but for wallets of which records were put aside.
+    Parked,
+    /// Something has been waiting for [`STUCK_AFTER`], and as long nothing has moved.
+    Stuck,
+    /// The group has never come to anything, though there are events for it: it has begun just now, or it never could.
+    NeverCommitted,
+    /// Nobody is in the group, so whatever comes will wait.
+    GroupAbsent,
+    /// The broker does not have the topic.
+    TopicAbsent,
+    /// The broker does not answer.
+    BrokerAway,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            State::Idle => "idle",
+            State::Moving => "moving",
+            State::Parked => "parked",
+            State::Stuck => "stuck",
+            State::NeverCommitted => "never committed",
+            State::GroupAbsent => "group absent",
+            State::TopicAbsent => "topic absent",
+            State::BrokerAway => "broker away",
+        })
+    }
+}
+
+/// What the broker said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broker {
+    /// Nothing.
+    Away,
+    /// It answers, and has no such topic.
+    WithoutTopic,
+    /// It has the topic.
+    Serving,
+}
+
+impl Broker {
+    fn state(self) -> State {
+        match self {
+            Broker::Away => State::BrokerAway,
+            Broker::WithoutTopic => State::TopicAbsent,
+            Broker::Serving => State::Idle,
+        }
+    }
+}
+
+/// Something that waits to be dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    /// How long the oldest has.
+    pub oldest: Duration,
+    /// How long ago there was progress last; `None` if there never was.
+    pub unmoved: Option<Duration>,
+}
+
+impl Waiting {
+    fn state(self) -> State {
+        // What came a moment ago, after hours of quiet, is not stuck; nor is an old backlog that is being worked off.
+        let without_progress = self.unmoved.map_or(self.oldest, |unmoved| unmoved.min(self.oldest));
+        if without_progress >= STUCK_AFTER { State::Stuck } else { State::Moving }
+    }
+}
+
+/// How one partition of a group stands, or the outbox but for the broker.
+pub(super) fn state_of(waiting: Option<Waiting>) -> State {
+    waiting.map_or(State::Idle, Waiting::state)
+}
+
+/// How the outbox stands.
+pub(super) fn outbox_state(broker: Broker, waiting: Option<Waiting>) -> State {
+    broker.state().max(state_of(waiting))
+}
+
+/// What is known of a group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupFacts {
+    pub broker: Broker,
+    /// How many members Kafka says that it has; `None` where it does not say.
+    pub members: Option<usize>,
+    /// Whether it has ever taken an event.
+    pub has_begun: bool,
+    /// The most urgent of its partitions.
+    pub partitions: State,
+    /// How many records it has put aside.
+    pub parked: i64,
+}
+
+/// How a group stands.
+pub(super) fn group_state(facts: &GroupFacts) -> State {
+    let members = if facts.members == Some(0) { State::GroupAbsent } else { State::Idle };
+    let parked = if facts.parked > 0 { State::Parked } else { State::Idle };
+    let partitions = match facts.partitions {
+        State::Moving | State::Stuck if !facts.has_begun => State::NeverCommitted,
+        state => state,
+    };
+    facts.broker.state().max(members).max(parked).max(partitions)
+}
+
+/// Whether somebody should look, because it will not come right by just going on: `partitions` is the most urgent of them. A
+/// group that has parked wallets serves all others, and one that has only just begun is given its time.
+pub(super) fn needs_help(state: State, partitions: State) -> bool {
+    partitions == State::Stuck || state >= State::GroupAbsent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WELL: GroupFacts =
+        GroupFacts { broker: Broker::Serving, members: Some(2), has_begun: true, partitions: State::Idle, parked: 0 };
+
+    fn waiting(oldest_seconds: u64, unmoved_seconds: impl Into<Option<u64>>) -> Option<Waiting> {
+        let unmoved = unmoved_seconds.into().map(Duration::from_secs);
+        Some(Waiting { oldest: Duration::from_secs(oldest_seconds), unmoved })
+    }
+
+    #[test]
+    fn what_waits_is_stuck_only_if_neither_it_is_new_nor_anything_has_moved() {
+        assert_eq!(state_of(None), State::Idle);
+        assert_eq!(state_of(waiting(1, 86_400)), State::Moving, "it has come just now, after a quiet day");
+        assert_eq!(state_of(waiting(86_400, 1)), State::Moving, "a backlog of a day that is worked off");
+        assert_eq!(state_of(waiting(29, 29)), State::Moving);
+        assert_eq!(state_of(waiting(30, 30)), State::Stuck);
+        assert_eq!(state_of(waiting(30, None)), State::Stuck, "it has never moved");
+        assert_eq!(state_of(waiting(5, None)), State::Moving);
+    }
+
+    #[test]
+    fn the_outbox_waits_for_a_broker_before_it_is_called_stuck() {
+        let stuck = waiting(90, 90);
+        assert_eq!(outbox_state(Broker::Serving, stuck), State::Stuck);
+        assert_eq!(outbox_state(Broker::WithoutTopic, stuck), State::TopicAbsent);
+        assert_eq!(outbox_state(Broker::Away, stuck), State::BrokerAway);
+        assert_eq!(outbox_state(Broker::Away, None), State::BrokerAway, "nothing waits now, but what comes will");
+    }
+
+    #[test]
+    fn each_state_of_a_group_has_facts_of_its_own() {
+        let states = [
+            (State::Idle, WELL),
+            (State::Moving, GroupFacts { partitions: State::Moving, ..WELL }),
+            (State::Moving, GroupFacts { partitions: State::Moving, members: None, ..WELL }),
+            (State::Parked, GroupFacts { parked: 1, ..WELL }),
+            (State::Parked, GroupFacts { parked: 1, partitions: State::Moving, ..WELL }),
+            (State::NeverCommitted, GroupFacts { has_begun: false, partitions: State::Moving, ..WELL }),
+            (State::Idle, GroupFacts { has_begun: false, ..WELL }),
+            (State::Stuck, GroupFacts { partitions: State::Stuck, parked: 1, ..WELL }),
+            (State::NeverCommitted, GroupFacts { partitions: State::Stuck, has_begun: false, ..WELL }),
+            (State::GroupAbsent, GroupFacts { members: Some(0), partitions: State::Stuck, ..WELL }),
+            (State::GroupAbsent, GroupFacts { members: Some(0), has_begun: false, ..WELL }),
+            (State::TopicAbsent, GroupFacts { broker: Broker::WithoutTopic, members: Some(0), ..WELL }),
+            (State::BrokerAway, GroupFacts { broker: Broker::Away, members: None, partitions: State::Stuck, ..WELL }),
+        ];
+        for (state, facts) in states {
+            assert_eq!(group_state(&facts), state, "{facts:?}");
+        }
+    }
+    #[test]
+    fn help_is_called_for_what_does_not_come_right_by_itself() {
+        for (state, partitions, expected) in [
+            (State::Idle, State::Idle, false),
+            (State::Moving, State::Moving, false),
+            (State::Parked, State::Moving, false),
+            (State::NeverCommitted, State::Moving, false),
+            (State::NeverCommitted, State::Stuck, true),
+            (State::Stuck, State::Stuck, true),
+            (State::GroupAbsent, State::Idle, true),
+            (State::TopicAbsent, State::Idle, true),
+            (State::BrokerAway, State::Idle, true),
+        ] {
+            assert_eq!(needs_help(state, partitions), expected, "{state}, {partitions}");
+        }
+    }
+}
