@@ -11,6 +11,7 @@ mod parked;
 pub mod queries;
 mod read_model;
 mod relay;
+mod relay_status;
 mod verify;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -26,6 +27,7 @@ pub(crate) use ledger::insert_ledger_entries;
 pub(crate) use parked::{ParkedRecord, park, parked_wallets};
 pub(crate) use read_model::{NewWalletRow, WalletRowChange, insert_wallet_rows, update_wallet_rows};
 pub(crate) use relay::{RelaySession, RelayTail, listen_for_appends, slowest_positions};
+pub use relay_status::{RelayState, RelayStatus, WithheldWallet};
 /// `sqlx` itself, so that a projection of one's own writes with the version that wallex uses.
 pub use sqlx;
 /// A connection inside a transaction, as a projection's handler is given it.

@@ -11,7 +11,7 @@ use crate::postgres::Database;
 use crate::postgres::log::NOTIFY_CHANNEL;
 
 /// The advisory lock that the active relay holds: "wallex", then the relay's number.
-const RELAY_LOCK: i64 = 0x7761_6c6c_6578_0001;
+pub(super) const RELAY_LOCK: i64 = 0x7761_6c6c_6578_0001;
 
 /// The last record that the broker acknowledged in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

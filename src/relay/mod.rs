@@ -39,6 +39,7 @@ use crate::kafka::KafkaConfig;
 use crate::log::EventLog;
 use crate::postgres::{Database, listen_for_appends};
 
+pub use crate::postgres::{RelayState, RelayStatus, WithheldWallet};
 pub use bell::Bell;
 pub use budget::EMBEDDED_AHEAD_BYTES;
 
