@@ -1,9 +1,10 @@
 //! A member of a consumer group, polled by one thread. Where reading begins is not Kafka's to say but the caller's: the
 //! offsets committed in Kafka are only a mirror for tools.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::bindings::rd_kafka_resp_err_t as ResponseCode;
 use rdkafka::client::ClientContext;
@@ -19,6 +20,12 @@ use crate::kafka::headers::headers_of;
 
 /// How long going to another offset may take.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many errors one poll passes over at most.
+const PASSING_ERRORS_MAX: usize = 100;
+
+/// How often an error that passes is told at most: a broker that is away is worth a line, not one for each attempt.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// A record as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,11 +102,6 @@ impl<A: Assignments> ConsumerContext for Context<A> {
     }
 }
 
-/// Whether the consumer is no longer usable.
-pub(crate) fn is_fatal(error: &KafkaError) -> bool {
-    matches!(error, KafkaError::MessageConsumptionFatal(_))
-}
-
 fn start(offset: Option<i64>) -> Offset {
     offset.map_or(Offset::Beginning, Offset::Offset)
 }
@@ -119,12 +121,23 @@ fn topic_partitions(
 pub(crate) struct GroupConsumer<A: Assignments> {
     consumer: BaseConsumer<Context<A>>,
     topic: String,
+    /// When an error that passes was last told.
+    told_at: Cell<Option<Instant>>,
 }
 
 impl<A: Assignments> GroupConsumer<A> {
     /// Joins the group. Partitions come later, from within [`GroupConsumer::poll`].
-    pub(crate) fn join(kafka: &KafkaConfig, group: &str, topic: &str, assignments: Arc<A>) -> Result<Self, KafkaError> {
-        let defaults = [
+    ///
+    /// With an `instance_id`, as a static member: one that comes back under the same within the session's timeout gets its
+    /// partitions back, and no other member notices.
+    pub(crate) fn join(
+        kafka: &KafkaConfig,
+        group: &str,
+        instance_id: Option<&str>,
+        topic: &str,
+        assignments: Arc<A>,
+    ) -> Result<Self, KafkaError> {
+        let mut defaults = vec![
             ("group.id", group),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
@@ -133,35 +146,60 @@ impl<A: Assignments> GroupConsumer<A> {
             ("partition.assignment.strategy", "cooperative-sticky"),
             ("fetch.wait.max.ms", "500"),
             ("fetch.queue.backoff.ms", "10"),
+            // A member that has died is missed soon. One that is only slow loses nothing but its partitions: its checkpoints are
+            // no longer where it believes them to be, so it writes nothing.
+            ("session.timeout.ms", "10000"),
             // Batches of a thousand records; what lies fetched beyond that is memory for nothing.
             ("queued.min.messages", "5000"),
             ("queued.max.messages.kbytes", "16384"),
         ];
+        defaults.extend(instance_id.map(|id| ("group.instance.id", id)));
         let config = kafka.client_config(&defaults, CONSUMER_SETTINGS);
         let context = Context { topic: topic.to_owned(), assignments };
         let consumer: BaseConsumer<Context<A>> = config.create_with_context(context)?;
         consumer.subscribe(&[topic])?;
-        Ok(GroupConsumer { consumer, topic: topic.to_owned() })
+        Ok(GroupConsumer { consumer, topic: topic.to_owned(), told_at: Cell::new(None) })
     }
 
     /// Waits up to `patience` for a record, and takes up to `records_max` of those that are there.
+    ///
+    /// Errors that pass (a broker is away) are passed over at once: behind them in the client's queue stand records, and changes of
+    /// partitions that others wait for.
+    ///
+    /// # Errors
+    /// What the client will not recover from. Records that were taken before it are not lost: no checkpoint has moved over them.
     pub(crate) fn poll(&self, patience: Duration, records_max: usize) -> Result<Vec<ConsumedRecord>, KafkaError> {
+        let until = Instant::now() + patience;
         let mut records = Vec::new();
-        let mut patience = patience;
-        let mut misses = 0;
+        let (mut misses, mut passed_over) = (0, 0);
         while records.len() < records_max {
-            match self.consumer.poll(patience) {
+            let left =
+                if records.is_empty() { until.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+            match self.consumer.poll(left) {
                 // It may have been an event that the client has dealt with itself, with records behind it.
                 None if misses == 0 && !records.is_empty() => misses += 1,
                 None => break,
                 Some(Ok(message)) => records.push(own(&message)),
-                // What was taken before the error is not to be lost: the error will come again if it lasts.
-                Some(Err(error)) if records.is_empty() => return Err(error),
-                Some(Err(_)) => break,
+                Some(Err(fatal @ KafkaError::MessageConsumptionFatal(_))) => return Err(fatal),
+                Some(Err(error)) => {
+                    self.tell(&error);
+                    passed_over += 1;
+                    if passed_over >= PASSING_ERRORS_MAX {
+                        break;
+                    }
+                }
             }
-            patience = Duration::ZERO;
         }
         Ok(records)
+    }
+
+    fn tell(&self, error: &KafkaError) {
+        if self.told_at.get().is_some_and(|told_at| told_at.elapsed() < TELL_EVERY) {
+            tracing::debug!(topic = self.topic, %error, "consuming");
+        } else {
+            tracing::warn!(topic = self.topic, %error, "consuming; the client tries again by itself");
+            self.told_at.set(Some(Instant::now()));
+        }
     }
 
     /// Goes to another offset; `None` for the earliest.

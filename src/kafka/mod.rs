@@ -16,10 +16,9 @@ use std::fmt;
 
 use rdkafka::ClientConfig;
 
-pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer, is_fatal};
+pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer};
 pub use partitioner::partition_of;
 pub(crate) use producer::{Delivery, Publisher, SendError};
-pub(crate) use rdkafka::error::KafkaError;
 pub use record::{
     EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_FOLLOWS,
     HEADER_POSITION, HEADER_REVISION, OutgoingRecord, RecordError,

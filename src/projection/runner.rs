@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::{ConsumedRecord, EVENTS_TOPIC, GroupConsumer, KafkaConfig, KafkaError, is_fatal};
+use crate::kafka::{ConsumedRecord, EVENTS_TOPIC, GroupConsumer, KafkaConfig};
 use crate::log::{EventLog, LogError};
 use crate::postgres::sqlx::{self, PgPool};
 use crate::postgres::{Checkpoint, Database, load_checkpoints};
@@ -38,11 +38,15 @@ const UNDER_LOAD: Duration = Duration::from_millis(40);
 pub struct RunnerOptions {
     /// How many events are applied in one transaction at most; at least 1.
     pub batch_max: usize,
+    /// The name under which this process is a static member of the group (`group.instance.id`), unlike that of any other: after
+    /// a restart within the session's timeout it gets its partitions back, and no other member is disturbed. `None`: a member
+    /// like any other.
+    pub instance_id: Option<String>,
 }
 
 impl Default for RunnerOptions {
     fn default() -> Self {
-        RunnerOptions { batch_max: 1_000 }
+        RunnerOptions { batch_max: 1_000, instance_id: None }
     }
 }
 
@@ -148,6 +152,8 @@ pub(super) struct Loop<P, L> {
     mirrored_at: Instant,
     /// Records that came while something else was waited for.
     waiting: Vec<ConsumedRecord>,
+    /// What has ended the consumer while something else was waited for.
+    broken: Option<RunnerError>,
 }
 
 /// What kept an attempt from going well.
@@ -213,7 +219,8 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         }
         let load = checkpoints_loader(&name, &pool, &runtime, &stop);
         let assigned = Arc::new(Assigned::new(load, state));
-        let consumer = GroupConsumer::join(&kafka, &name, EVENTS_TOPIC, Arc::clone(&assigned))
+        let instance_id = options.instance_id.as_deref();
+        let consumer = GroupConsumer::join(&kafka, &name, instance_id, EVENTS_TOPIC, Arc::clone(&assigned))
             .map_err(|error| RunnerError::Consumer { group: name.clone(), reason: error.to_string() })?;
         let mut this = Loop {
             name,
@@ -229,6 +236,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
             mirror: BTreeMap::new(),
             mirrored_at: Instant::now(),
             waiting: Vec::new(),
+            broken: None,
         };
         let ran = this.go();
         this.mirror_offsets();
@@ -236,24 +244,9 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
     }
 
     fn go(&mut self) -> Result<(), RunnerError> {
-        let mut waits = backoff();
         while !self.stop.is_cancelled() {
-            let records = match self.next_records() {
-                Ok(records) => records,
-                Err(error) if is_fatal(&error) => {
-                    return Err(RunnerError::Consumer { group: self.name.clone(), reason: error.to_string() });
-                }
-                Err(error) => {
-                    wait(&self.name, &error.to_string(), &mut waits, &self.stop, &self.runtime);
-                    continue;
-                }
-            };
-            let outcome = if records.is_empty() {
-                self.rest()
-            } else {
-                waits = backoff();
-                self.work(records)
-            };
+            let records = self.next_records()?;
+            let outcome = if records.is_empty() { self.rest() } else { self.work(records) };
             match outcome {
                 Ok(()) => {}
                 Err(Interrupted::Stopped) => break,
@@ -263,26 +256,30 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         Ok(())
     }
 
-    fn next_records(&mut self) -> Result<Vec<ConsumedRecord>, KafkaError> {
+    fn next_records(&mut self) -> Result<Vec<ConsumedRecord>, RunnerError> {
+        if let Some(broken) = self.broken.take() {
+            return Err(broken);
+        }
         if !self.waiting.is_empty() {
             return Ok(std::mem::take(&mut self.waiting));
         }
         let patience = self.looks.until_next().clamp(Duration::from_millis(1), POLL_PATIENCE);
-        let mut records = self.consumer.poll(patience, self.options.batch_max);
-        if let Ok(records) = &mut records
-            && (1..self.options.batch_max).contains(&records.len())
-            && self.looks.idle_for() < UNDER_LOAD
-        {
+        let mut records = self.poll(patience, self.options.batch_max)?;
+        if (1..self.options.batch_max).contains(&records.len()) && self.looks.idle_for() < UNDER_LOAD {
             std::thread::sleep(GATHER);
-            // An error here comes again with the next poll, if it lasts.
-            records
-                .extend(self.consumer.poll(Duration::ZERO, self.options.batch_max - records.len()).unwrap_or_default());
+            records.extend(self.poll(Duration::ZERO, self.options.batch_max - records.len())?);
         }
         if self.assigned.take_change() {
             // What has just been assigned is given time to come.
             self.looks.records_came();
         }
-        records
+        Ok(records)
+    }
+
+    fn poll(&self, patience: Duration, records_max: usize) -> Result<Vec<ConsumedRecord>, RunnerError> {
+        self.consumer
+            .poll(patience, records_max)
+            .map_err(|error| RunnerError::Consumer { group: self.name.clone(), reason: error.to_string() })
     }
 
     fn work(&mut self, records: Vec<ConsumedRecord>) -> Result<(), Interrupted> {
@@ -349,9 +346,9 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
     /// Polls without taking anything on: what comes all the same, from partitions that have just been assigned, waits.
     pub(super) fn stay_a_member(&mut self) {
         self.consumer.pause();
-        match self.consumer.poll(Duration::ZERO, self.options.batch_max) {
+        match self.poll(Duration::ZERO, self.options.batch_max) {
             Ok(records) => self.waiting.extend(records),
-            Err(error) => tracing::debug!(projection = self.name, %error, "polling while held up"),
+            Err(error) => self.broken = Some(error),
         }
     }
 

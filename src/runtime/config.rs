@@ -20,6 +20,9 @@ pub struct Config {
     pub kafka_properties: BTreeMap<String, String>,
     /// Which parts to run.
     pub parts: Parts,
+    /// The name under which the projections of this process are static members of their groups, unlike that of any other
+    /// process: after a restart within the session's timeout they get their partitions back. `None`: members like any other.
+    pub instance_id: Option<String>,
     /// Bounds of the write path.
     pub sequencer: SequencerOptions,
 }

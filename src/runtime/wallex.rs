@@ -11,7 +11,7 @@ use crate::kafka::KafkaConfig;
 use crate::lag::{self, LagError};
 use crate::log::{Position, PostgresLog, ViewError, WalletView, read_wallet};
 use crate::postgres::Database;
-use crate::projection::{BUILT_IN, LedgerProjection, Projection, ProjectionRunner, ReadModelProjection};
+use crate::projection::{BUILT_IN, LedgerProjection, Projection, ProjectionRunner, ReadModelProjection, RunnerOptions};
 use crate::relay::{Bell, Relay, RelayOptions};
 use crate::runtime::{Attachment, Config, OpenError, Parts, Platform, Stage, Supervisor, TaskEnded};
 use crate::sequencer::{Answer, CommandError, CommandService, Request, Sequencer, forget_old_keys};
@@ -33,6 +33,7 @@ pub struct Wallex {
     commands: Option<CommandService>,
     /// The projections that [`Wallex::projected`] waits for: wallex's own, wherever they run, and those that run here.
     projections: Vec<String>,
+    instance_id: Option<String>,
     supervisor: Supervisor,
     foundation: Foundation,
 }
@@ -92,7 +93,9 @@ impl Wallex {
         let bell = Bell::new();
         let projections = BUILT_IN.map(str::to_owned).to_vec();
         let supervisor = Supervisor::default();
-        let mut wallex = Wallex { database, kafka, log, commands: None, projections, supervisor, foundation };
+        let instance_id = config.instance_id.clone();
+        let mut wallex =
+            Wallex { database, kafka, log, commands: None, projections, instance_id, supervisor, foundation };
         if commands {
             wallex.start_commands(config, bell.clone());
         }
@@ -160,13 +163,9 @@ impl Wallex {
         if !self.projections.contains(&name) {
             self.projections.push(name.clone());
         }
-        let runner = ProjectionRunner::new(
-            projection,
-            self.database.clone(),
-            self.log.clone(),
-            self.kafka.clone(),
-            crate::projection::RunnerOptions::default(),
-        );
+        let options = RunnerOptions { instance_id: self.instance_id.clone(), ..RunnerOptions::default() };
+        let runner =
+            ProjectionRunner::new(projection, self.database.clone(), self.log.clone(), self.kafka.clone(), options);
         self.supervisor.spawn(Stage::Projection, name, |stop| runner.run(stop));
     }
 

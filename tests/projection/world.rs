@@ -393,7 +393,7 @@ impl World {
 
     pub fn start_with(&self, projection: impl Projection, kafka: KafkaConfig) -> Running {
         // Small batches, so that there is a time between them.
-        let options = RunnerOptions { batch_max: 50 };
+        let options = RunnerOptions { batch_max: 50, ..RunnerOptions::default() };
         let database = self.database.database.clone();
         let runner = ProjectionRunner::new(projection, database, self.database.log(), kafka, options);
         let (stop, state) = (CancellationToken::new(), runner.state());
