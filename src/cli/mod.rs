@@ -10,8 +10,10 @@ mod loadtest;
 mod migrate;
 mod output;
 mod part;
+mod rebuild;
 mod serve;
 mod signals;
+mod stages;
 mod status;
 mod target;
 mod telemetry;
@@ -134,7 +136,10 @@ async fn dispatch(arguments: Arguments) -> Outcome {
     match arguments.verb {
         Verb::Serve(args) => serve::run(&args, config, &output).await,
         Verb::Relay(args) => part::run_relay(&args, config, &output).await,
-        Verb::Project(args) => part::run_project(&args, config, &output).await,
+        Verb::Project(args) => match args.maintenance() {
+            None => part::run_project(&args, config, &output).await,
+            Some(what) => attached(config, async |connections| rebuild::run(what, connections, &output).await).await,
+        },
         Verb::Loadtest(args) => target::run(&args, config, &output).await,
         Verb::Migrate(args) => migrate::run(&args, config, &output).await,
         Verb::Status(args) => status::run(&args, config, &output).await,

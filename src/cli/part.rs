@@ -2,8 +2,10 @@
 
 use clap::ValueEnum;
 
+use crate::cli::rebuild::{Maintenance, Task};
 use crate::cli::serve::until_stopped;
 use crate::cli::{Outcome, Output};
+use crate::projection::rebuild::Rebuildable;
 use crate::runtime::{Config, Parts, Wallex};
 
 /// Publish the log to Kafka, in a process of its own
@@ -22,11 +24,64 @@ pub(super) struct RelayArgs {}
 Examples:
   wallex project                                 both projections
   wallex project ledger                          one of them
-  wallex project read-model --data-dir /srv/wallex")]
+  wallex project read-model --data-dir /srv/wallex
+  wallex project --instance-id projector-1       one of several, which keeps its partitions over a restart
+  wallex project ledger --rebuild                make the ledger anew from the log, compare, and swap if nothing differs
+  wallex project ledger --rebuild --execute      swap although rows differ; the old table is kept
+  wallex project ledger --drop-previous          what is kept; with --execute it is dropped
+
+A rebuild runs beside everything else: readers and the live projection go on. Exit code 1 if rows differ and nothing was \
+swapped.")]
 pub(super) struct ProjectArgs {
     /// Which projection; both if left out
     #[arg(value_enum)]
     projection: Option<Which>,
+
+    #[command(flatten)]
+    member: Member,
+
+    /// Make the projection's table anew from the log, compare it row by row with the live one, and put it in its place
+    #[arg(long, requires = "projection", group = "maintenance")]
+    rebuild: bool,
+
+    /// Name the table that the last rebuild has replaced; with --execute, drop it
+    #[arg(long, requires = "projection", group = "maintenance")]
+    drop_previous: bool,
+
+    /// Do it: swap although rows differ, or drop what was kept
+    #[arg(long, requires = "maintenance")]
+    execute: bool,
+}
+
+/// What a process is in the groups of its projections.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Member {
+    /// A name for this process in its consumer groups, unlike that of any other: back within session.timeout.ms (10 s), it has
+    /// its partitions again, and no other member is disturbed
+    #[arg(long, env = "WALLEX_INSTANCE_ID", value_name = "NAME")]
+    instance_id: Option<String>,
+}
+
+impl Member {
+    pub(super) fn instance_id(&self) -> Option<String> {
+        self.instance_id.clone().filter(|id| !id.is_empty())
+    }
+}
+
+impl ProjectArgs {
+    /// What is to be done to a projection's table, if it is not to be run.
+    pub(super) fn maintenance(&self) -> Option<Maintenance> {
+        let task = match (self.rebuild, self.drop_previous) {
+            (true, _) => Task::Rebuild,
+            (_, true) => Task::DropPrevious,
+            _ => return None,
+        };
+        let projection = match self.projection? {
+            Which::Ledger => Rebuildable::Ledger,
+            Which::ReadModel => Rebuildable::ReadModel,
+        };
+        Some(Maintenance { projection, task, execute: self.execute })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,6 +100,7 @@ pub(super) async fn run_relay(_args: &RelayArgs, config: Config, output: &Output
 pub(super) async fn run_project(args: &ProjectArgs, config: Config, output: &Output) -> Outcome {
     let has = |which| args.projection.is_none_or(|only| only == which);
     let parts = Parts { ledger: has(Which::Ledger), read_model: has(Which::ReadModel), ..Parts::NONE };
+    let config = Config { instance_id: args.member.instance_id(), ..config };
     run(parts, config, output, "projections").await
 }
 

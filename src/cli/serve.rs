@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use color_eyre::eyre::{WrapErr, eyre};
 use tokio::net::TcpListener;
 
+use crate::cli::part::Member;
 use crate::cli::signals::stop_signal;
 use crate::cli::{EXIT_COULD_NOT_RUN, Outcome, Output};
 use crate::http::Limits;
@@ -28,6 +29,9 @@ pub(super) struct Args {
     /// Run only these parts
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<Part>,
+
+    #[command(flatten)]
+    member: Member,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,7 +67,8 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
         false => None,
     };
     let embedded = (config.database_url.is_none(), config.kafka_brokers.is_none());
-    let mut wallex = Wallex::open(Config { parts, ..config }).await?;
+    let config = Config { parts, instance_id: args.member.instance_id(), ..config };
+    let mut wallex = Wallex::open(config).await?;
     let url = match listener {
         Some(listener) => format!("http://{}", wallex.serve_http(listener, Limits::default())?),
         None => String::new(),

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::{Cell, ColumnConstraint, ContentArrangement, Width};
-use indicatif::ProgressBar;
 
+use crate::cli::stages::Stages;
 use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
 use crate::verify::{Check, Proof, VerifyOptions, VerifyProgress, verify};
 
@@ -34,39 +34,16 @@ pub struct Args {
 /// Where the database does not answer, or stdout cannot be written.
 pub async fn run(args: &Args, connections: &Connections, output: &Output) -> Outcome {
     let options = VerifyOptions { wait_max: Duration::from_secs(args.wait) };
-    let mut bar = Bar { output, shown: None };
-    let mut progress = |now: VerifyProgress| bar.show(now);
+    let mut stages = Stages::new(output);
+    let mut progress = |now: VerifyProgress| stages.show(now.stage, now.done, now.total);
     let proof = verify(&connections.database, connections.kafka.as_ref(), &options, &mut progress).await;
-    bar.clear();
+    stages.clear();
     let proof = proof?;
     match output.format {
         Format::Json => output.json(&proof)?,
         Format::Table => show(&proof, output)?,
     }
     Ok(if proof.ok { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
-}
-
-/// One bar a stage, one after the other.
-struct Bar<'a> {
-    output: &'a Output,
-    shown: Option<(&'static str, ProgressBar)>,
-}
-
-impl Bar<'_> {
-    fn show(&mut self, now: VerifyProgress) {
-        if self.shown.as_ref().is_none_or(|(stage, _)| *stage != now.stage) {
-            self.clear();
-        }
-        let (_, bar) = self.shown.get_or_insert_with(|| (now.stage, self.output.bar(now.total, now.stage)));
-        bar.set_length(now.total.max(now.done));
-        bar.set_position(now.done);
-    }
-
-    fn clear(&mut self) {
-        if let Some((_, bar)) = self.shown.take() {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 fn show(proof: &Proof, output: &Output) -> color_eyre::Result<()> {

@@ -10,6 +10,7 @@ pub mod log;
 mod parked;
 pub mod queries;
 mod read_model;
+mod rebuild;
 mod relay;
 mod relay_status;
 mod verify;
@@ -26,6 +27,10 @@ pub use ledger::LedgerEntry;
 pub(crate) use ledger::insert_ledger_entries;
 pub(crate) use parked::{ParkedRecord, park, parked_wallets};
 pub(crate) use read_model::{NewWalletRow, WalletRowChange, insert_wallet_rows, update_wallet_rows};
+pub use rebuild::KeptTable;
+pub(crate) use rebuild::{
+    Compared, Comparison, DifferingRow, Frontier, RebuildSession, RebuiltTable, compare, frontier, is_in_passing, swap,
+};
 pub(crate) use relay::{RelaySession, RelayTail, listen_for_appends, slowest_positions};
 pub use relay_status::{RelayState, RelayStatus, WithheldWallet};
 /// `sqlx` itself, so that a projection of one's own writes with the version that wallex uses.

@@ -2,12 +2,21 @@
 
 use crate::kafka::EventRecord;
 use crate::money::Currency;
-use crate::postgres::{LedgerEntry, PgConnection, insert_ledger_entries};
+use crate::postgres::{LedgerEntry, PgConnection, RebuiltTable, insert_ledger_entries};
 use crate::projection::{ApplyError, Projection};
 use crate::wallet::{WalletEvent, WalletId};
 
 /// The ledger's name and consumer group.
 pub const LEDGER_PROJECTOR: &str = "ledger-projector";
+
+/// What a rebuild has to know of its table.
+pub(super) const LEDGER_TABLE: RebuiltTable = RebuiltTable {
+    projection: LEDGER_PROJECTOR,
+    name: "ledger_postings",
+    key: &["position", "leg"],
+    wallet: "account",
+    reads_itself: false,
+};
 
 /// Keeps `ledger_postings`.
 #[derive(Clone, Copy, Debug, Default)]

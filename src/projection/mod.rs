@@ -68,6 +68,7 @@ mod intake;
 mod ledger;
 mod parking;
 mod read_model;
+pub mod rebuild;
 mod record;
 mod runner;
 

@@ -3,12 +3,23 @@
 use std::collections::HashMap;
 
 use crate::kafka::EventRecord;
-use crate::postgres::{NewWalletRow, PgConnection, WalletRowChange, insert_wallet_rows, update_wallet_rows};
+use crate::postgres::{
+    NewWalletRow, PgConnection, RebuiltTable, WalletRowChange, insert_wallet_rows, update_wallet_rows,
+};
 use crate::projection::{ApplyError, Projection};
 use crate::wallet::{WalletEvent, WalletId, WalletStatus};
 
 /// The read model's name and consumer group.
 pub const READ_MODEL_PROJECTOR: &str = "read-model-projector";
+
+/// What a rebuild has to know of its table.
+pub(super) const READ_MODEL_TABLE: RebuiltTable = RebuiltTable {
+    projection: READ_MODEL_PROJECTOR,
+    name: "read_model_wallets",
+    key: &["wallet_id"],
+    wallet: "wallet_id",
+    reads_itself: true,
+};
 
 /// Keeps `read_model_wallets`.
 #[derive(Clone, Copy, Debug, Default)]
