@@ -185,8 +185,9 @@ impl RebuildSession {
         let statement = "
             SELECT replace(pg_get_indexdef(i.indexrelid), format(' ON %s.%I ', $2::text, $3::text),
                            format(' ON %I.%I ', $4::text, $3::text)),
-                   format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s USING INDEX %I', $4::text, $3::text, c.conname,
-                          CASE c.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END, r.relname)
+                   CASE WHEN c.conname IS NOT NULL
+                        THEN format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s USING INDEX %I', $4::text, $3::text, c.conname,
+                                    CASE c.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END, r.relname) END
               FROM pg_index i JOIN pg_class r ON r.oid = i.indexrelid
               LEFT JOIN pg_constraint c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u')
              WHERE i.indrelid = $1::oid ORDER BY i.indexrelid";
