@@ -4,9 +4,9 @@
 #   docker run --rm wallex --help
 
 FROM rust:1.95-slim-bookworm AS build
-# They build librdkafka, the Kafka client.
+# They build librdkafka, the Kafka client; its TLS is OpenSSL's.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ make \
+    && apt-get install -y --no-install-recommends g++ libssl-dev make pkg-config \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY . .
@@ -17,6 +17,10 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && install -D target/release/wallex /out/wallex
 
 FROM debian:bookworm-slim
+# OpenSSL, and the certificates by which PostgreSQL and Kafka are known over TLS.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates libssl3 \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --home-dir /var/lib/wallex --create-home --shell /usr/sbin/nologin wallex
 COPY --from=build /out/wallex /usr/local/bin/wallex
 USER wallex

@@ -2,7 +2,7 @@
 # What the scripts of this project need from the machine, and how it is installed where it is missing.
 # Sourced, not run. Written for bash 3.2, which is the one that macOS has.
 #
-#   need_build_tools     C and C++ compiler and make: they build librdkafka, the Kafka client
+#   need_build_tools     C and C++ compiler, make and OpenSSL: they build librdkafka, the Kafka client
 #   need_postgres        PostgreSQL's server programs: wallex runs a private server of its own with them
 #   need_java            Java 17 or newer: a real Apache Kafka runs on it; find_java then sets $java
 #   need_program git     any other program whose package has its name
@@ -65,12 +65,28 @@ c_compiler_works() {
     fi
 }
 
+# Where the build looks for it: by Homebrew's name, or by pkg-config.
+openssl_is_there() {
+    if on_macos; then
+        has brew && [ -d "$(brew --prefix openssl@3 2>/dev/null)/include" ]
+    else
+        has pkg-config && pkg-config --exists openssl
+    fi
+}
+
 need_build_tools() {
     if ! c_compiler_works; then
         if on_macos; then
             give_up "the C compiler is missing; install it with 'xcode-select --install', then run this again"
         fi
         missing "C and C++ compiler, builds the Kafka client" gcc g++ libc6-dev make
+    fi
+    if ! openssl_is_there; then
+        if on_macos; then
+            missing "TLS to Kafka" openssl@3
+        else
+            missing "TLS to Kafka" libssl-dev pkg-config
+        fi
     fi
     # On Linux cargo checks the registry's certificate against the system's list.
     on_macos || [ -n "${SSL_CERT_FILE:-}" ] || [ -e /etc/ssl/certs/ca-certificates.crt ] ||
