@@ -78,7 +78,7 @@ fn the_domain_is_pure() {
 fn dependencies_point_inwards() {
     // domain <- log <- {sequencer, relay, projection, lag, verify} <- {http, runtime} <- cli
     let outward: [(&str, &[&str]); 9] = [
-        ("log", &["relay", "projection", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
+        ("log", &["relay", "projection", "lag", "verify", "http", "runtime", "cli", "loadtest", "sequencer"]),
         ("sequencer", &["relay", "projection", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
         ("kafka", &["relay", "projection", "lag", "verify", "http", "runtime", "cli", "loadtest", "sequencer"]),
         ("postgres", &["relay", "http", "runtime", "cli", "loadtest"]),

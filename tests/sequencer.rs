@@ -395,7 +395,7 @@ async fn a_wallet_can_be_read_while_it_gets_more_events_than_its_trail_is_long()
     let log = FaultyLog::new(MemoryLog::new());
     let (service, _) = start(&log, SequencerOptions::default());
     ok(&service, opening("hot", 0)).await;
-    let earlier = log.load(&[id("hot")], wallex::sequencer::SNAPSHOT_FORMAT).await.expect("a stream");
+    let earlier = log.load(&[id("hot")], wallex::log::SNAPSHOT_FORMAT).await.expect("a stream");
     for _ in 0..30 {
         ok(&service, Command::credit(id("hot"), "0.01")).await;
     }

@@ -8,6 +8,7 @@
 //! for that. Nothing in this port assumes more.
 
 mod memory;
+mod snapshot;
 mod view;
 
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ use crate::wallet::{EventError, WalletEvent, WalletId};
 
 pub use crate::postgres::log::{NOTIFY_CHANNEL, PostgresLog};
 pub use memory::MemoryLog;
+pub(crate) use snapshot::apply_next;
+pub use snapshot::{SNAPSHOT_FORMAT, restore};
 pub use view::{ViewError, WalletView, read_wallet};
 
 /// An event's place in the whole log, from 1 without a gap; 0 is before the first.
@@ -100,7 +103,9 @@ pub struct KeyRecord {
 /// Events and idempotency keys that become durable together or not at all.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// The position that the log's head must still have; `None` leaves it to the streams' revisions alone.
+    /// The position that the log's head must still have. Who names it has read every stream of the batch up to there and
+    /// vouches for their revisions: a store looks no further than that none is written twice. `None` leaves it to the streams'
+    /// revisions alone, and then the store makes sure that each goes on where it ended.
     pub expected_head: Option<Position>,
     /// When the events happened, to the microsecond.
     pub recorded_at: DateTime<Utc>,
@@ -112,13 +117,17 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Whether the events of each stream follow one another, without a gap or a double.
-    pub(crate) fn is_contiguous(&self) -> bool {
-        let mut last: HashMap<&WalletId, Revision> = HashMap::with_capacity(self.events.len());
-        self.events.iter().all(|event| {
-            let before = last.insert(&event.stream, event.revision);
-            before.is_none_or(|before| event.revision == before + 1)
-        })
+    /// Of each event, the place in the batch of its stream's first one, counted from 1. `None` where the events of a stream do
+    /// not follow one another, without a gap or a double.
+    pub(crate) fn first_places(&self) -> Option<Vec<i64>> {
+        let mut streams: HashMap<&WalletId, (i64, Revision)> = HashMap::with_capacity(self.events.len());
+        let places = (1..).zip(&self.events).map(|(place, event)| {
+            let (first_place, next) = streams.entry(&event.stream).or_insert((place, event.revision));
+            let follows = event.revision == *next;
+            *next += 1;
+            follows.then_some(*first_place)
+        });
+        places.collect()
     }
 }
 

@@ -3,8 +3,7 @@
 use chrono::{DateTime, Utc};
 use thiserror::Error;
 
-use crate::log::{EventLog, LogError};
-use crate::sequencer::{SNAPSHOT_FORMAT, apply_next, restore};
+use crate::log::{EventLog, LogError, SNAPSHOT_FORMAT, apply_next, restore};
 use crate::wallet::{Corrupt, EventError, Wallet, WalletEvent, WalletId};
 
 /// A wallet and the newest part of its history.

@@ -22,42 +22,39 @@ const HEAD_LOCK_IDLE_MAX: &str = "5s";
 
 /// One statement, so that an append is one round trip and one commit.
 ///
-/// `head` is the compare-and-swap, and everything else hangs on its row: no row, nothing is written. A stream's last revision
-/// is checked where the batch first touches the stream; that reading may be older than the row lock, but then either the head has
-/// moved, or the unique index on (stream, revision) refuses.
+/// `head` is the compare-and-swap, and everything else hangs on its row: no row, nothing is written. Where the batch names the
+/// head, its writer has read every stream up to it. Where it does not, each stream must hold the event before the batch's first
+/// one of it; that reading may be older than the row lock, but then the unique index on (stream, revision) refuses. Only that one
+/// event is looked for: to find a stream's last one PostgreSQL reads all of the stream that an index page holds.
 ///
-/// The batch is never joined with itself: without statistics of an array PostgreSQL does that event by event, and the cost of an
-/// append would grow with the square of its events.
+/// The batch is never joined with itself, nor is it grouped: without statistics of an array PostgreSQL joins it event by event,
+/// and the cost of an append would grow with the square of its events. So each event comes with its stream's first place.
 const APPEND: &str = "
 WITH batch AS (
-    SELECT b.*, coalesce(b.stream_id, (SELECT s.stream_id FROM streams s WHERE s.name = b.stream)) AS known_id,
-           min(b.place) OVER (PARTITION BY b.stream) AS first_place
-      FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::uuid[], $7::text[], $8::bytea[], $9::bytea[])
-           WITH ORDINALITY AS b(stream, stream_id, revision, event_id, event_type, payload, metadata, place)
-), first_of_stream AS (
-    SELECT * FROM batch WHERE place = first_place
+    SELECT b.*, coalesce(b.stream_id, (SELECT s.stream_id FROM streams s WHERE s.name = b.stream)) AS known_id
+      FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::uuid[], $8::text[], $9::bytea[], $10::bytea[])
+           WITH ORDINALITY AS b(stream, stream_id, first_place, revision, event_id, event_type, payload, metadata, place)
 ), head AS (
     UPDATE log_head SET position = position + $2
-     WHERE ($1::bigint IS NULL OR position = $1)
+     WHERE (position = $1 OR $1::bigint IS NULL AND NOT EXISTS (
+               SELECT FROM batch f WHERE f.place = f.first_place AND f.revision > 0 AND NOT EXISTS (
+                   SELECT FROM events e WHERE e.stream_id = f.known_id AND e.revision = f.revision - 1)))
        AND NOT EXISTS (
-           SELECT FROM first_of_stream f
-            WHERE f.revision <> coalesce((SELECT max(e.revision) FROM events e WHERE e.stream_id = f.known_id), -1) + 1)
-       AND NOT EXISTS (
-           SELECT FROM unnest($12::text[], $13::text[], $14::text[]) AS k(wallet_id, command_kind, key)
+           SELECT FROM unnest($13::text[], $14::text[], $15::text[]) AS k(wallet_id, command_kind, key)
              JOIN idempotency_keys i USING (wallet_id, command_kind, key))
     RETURNING position
 ), new_streams AS (
     INSERT INTO streams (stream_id, name)
-    SELECT h.position - $2 + f.place, f.stream FROM first_of_stream f, head h WHERE f.known_id IS NULL
+    SELECT h.position - $2 + f.place, f.stream FROM batch f, head h WHERE f.place = f.first_place AND f.known_id IS NULL
 ), new_events AS (
     INSERT INTO events (position, stream_id, revision, event_id, event_type, event_version, recorded_at, payload, metadata)
     SELECT h.position - $2 + b.place, coalesce(b.known_id, h.position - $2 + b.first_place), b.revision, b.event_id,
-           b.event_type, $10, $11, b.payload, b.metadata
+           b.event_type, $11, $12, b.payload, b.metadata
       FROM batch b, head h ORDER BY b.place
 ), new_keys AS (
     INSERT INTO idempotency_keys (wallet_id, command_kind, key, fingerprint, position, event_count, created_at)
-    SELECT k.*, $11
-      FROM unnest($12::text[], $13::text[], $14::text[], $15::bytea[], $16::bigint[], $17::int[])
+    SELECT k.*, $12
+      FROM unnest($13::text[], $14::text[], $15::text[], $16::bytea[], $17::bigint[], $18::int[])
         AS k(wallet_id, command_kind, key, fingerprint, position, event_count), head h
 )
 SELECT position, pg_notify('wallex_log', position::text) FROM head";
@@ -100,13 +97,18 @@ impl PostgresLog {
         }
     }
 
-    async fn append_on(connection: &mut PgConnection, batch: &Batch) -> Result<Appended, sqlx::Error> {
+    async fn append_on(
+        connection: &mut PgConnection,
+        batch: &Batch,
+        first_places: &[i64],
+    ) -> Result<Appended, sqlx::Error> {
         let events = &batch.events;
         let row = sqlx::query(APPEND)
             .bind(batch.expected_head)
             .bind(events.len() as i64)
             .bind(events.iter().map(|event| event.stream.as_str()).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.stream_key.map(|key| key.0)).collect::<Vec<_>>())
+            .bind(first_places)
             .bind(events.iter().map(|event| event.revision).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.event_id).collect::<Vec<Uuid>>())
             .bind(events.iter().map(|event| event.event_type).collect::<Vec<_>>())
@@ -171,9 +173,11 @@ impl EventLog for PostgresLog {
         let mut writer = self.take_writer(&mut kept).await.map_err(log_error)?;
         // The connection is kept only after an answer: one that was dropped half-way (a caller's time-out) or that
         // failed is in a state that nobody knows.
-        let appended = match batch.is_contiguous() {
-            true => Self::append_on(&mut writer.connection, batch).await.map_err(log_error)?,
-            false => Appended::Conflict,
+        let appended = match batch.first_places() {
+            Some(first_places) => {
+                Self::append_on(&mut writer.connection, batch, &first_places).await.map_err(log_error)?
+            }
+            None => Appended::Conflict,
         };
         if writer.holds_head {
             sqlx::query("COMMIT").execute(&mut writer.connection).await.map_err(log_error)?;

@@ -14,9 +14,13 @@
 //! The idea of deciding in memory and committing in groups is the LMAX architecture's, with group commit as databases do it.
 
 mod batch;
+mod durability;
 mod idempotency;
+mod memory;
 mod run;
-mod snapshot;
+mod setback;
+mod snapshots;
+mod timely;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -31,8 +35,6 @@ use crate::wallet::{Command, Rejection, Wallet};
 
 pub use idempotency::forget_old_keys;
 pub use run::Sequencer;
-pub(crate) use snapshot::apply_next;
-pub use snapshot::{SNAPSHOT_FORMAT, restore};
 
 /// A command with what travels beside it.
 #[derive(Clone, Debug)]

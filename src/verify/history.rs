@@ -5,9 +5,8 @@ use std::fmt::Display;
 
 use tokio::sync::mpsc;
 
-use crate::log::{LoadedStream, Position, Revision, Snapshot, StreamKey};
+use crate::log::{LoadedStream, Position, Revision, SNAPSHOT_FORMAT, Snapshot, StreamKey, restore};
 use crate::postgres::Database;
-use crate::sequencer::{SNAPSHOT_FORMAT, restore};
 use crate::verify::posting::text;
 use crate::verify::proof::{Finding, at};
 use crate::verify::{EventRow, SnapshotRow, StreamId, VerifyError, VerifyProgress, WalletRow};

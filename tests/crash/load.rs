@@ -1,7 +1,9 @@
 //! Callers under whose load processes are killed, and what they were told.
 
+#![allow(dead_code, reason = "each test binary uses its own part of this, so an expectation would not hold in all")]
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -59,10 +61,18 @@ struct Model {
     unanswered: u64,
 }
 
+/// Where callers call.
+#[derive(Default)]
+struct Place {
+    urls: RwLock<Vec<String>>,
+    /// How many times they were told to come again, with a 503.
+    refusals: AtomicU64,
+}
+
 /// Callers, and where they call.
 pub struct Load {
     callers: Callers,
-    urls: Arc<RwLock<Vec<String>>>,
+    place: Arc<Place>,
     model: Arc<Mutex<Model>>,
     stop: Arc<AtomicBool>,
     workers: JoinSet<()>,
@@ -73,7 +83,7 @@ impl Load {
         println!("CRASH_SEED={seed}");
         let mut load = Load {
             callers,
-            urls: Arc::new(RwLock::new(urls)),
+            place: Arc::new(Place { urls: RwLock::new(urls), ..Place::default() }),
             model: Arc::default(),
             stop: Arc::default(),
             workers: JoinSet::new(),
@@ -82,21 +92,21 @@ impl Load {
         for wallet in 0..WALLETS {
             let (id, key) = (name(wallet), format!("open-{wallet}"));
             let body = json!({ "walletId": id, "ownerId": "owner", "initialBalance": OPENING });
-            assert_eq!(send_until_answered(&client, &load.urls, "/wallets", &body, &key).await.0, 201);
+            assert_eq!(send_until_answered(&client, &load.place, "/wallets", &body, &key).await.0, 201);
             let mut model = load.model.lock().expect("no panic");
             model.accounts.entry(id).or_default().receive(OPENING);
             model.keys.insert(key);
         }
         for worker in 0..WORKERS {
-            let (urls, model, stop) = (Arc::clone(&load.urls), Arc::clone(&load.model), Arc::clone(&load.stop));
+            let (place, model, stop) = (Arc::clone(&load.place), Arc::clone(&load.model), Arc::clone(&load.stop));
             let random = ChaCha8Rng::seed_from_u64(seed ^ (worker + 1));
-            load.workers.spawn(work(worker, random, callers, urls, model, stop));
+            load.workers.spawn(work(worker, random, callers, place, model, stop));
         }
         load
     }
 
     pub fn call_at(&self, urls: Vec<String>) {
-        *self.urls.write().expect("no panic") = urls;
+        *self.place.urls.write().expect("no panic") = urls;
     }
 
     fn acknowledged(&self) -> u64 {
@@ -105,13 +115,23 @@ impl Load {
 
     /// Waits until more commands have been acknowledged: the signal that the service is at work.
     pub async fn until_acknowledged(&self, more: u64) {
-        let goal = self.acknowledged() + more;
+        Self::until_more(more, "commands are acknowledged again", || self.acknowledged()).await;
+    }
+
+    /// Waits until each caller could have been told to come again: the signal that the service cannot work.
+    pub async fn until_refused(&self) {
+        let refusals = || self.place.refusals.load(Ordering::SeqCst);
+        Self::until_more(WORKERS, "callers are told to come again", refusals).await;
+    }
+
+    async fn until_more(more: u64, what: &str, count: impl Fn() -> u64) {
+        let goal = count() + more;
         let wait = async {
-            while self.acknowledged() < goal {
+            while count() < goal {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(90), wait).await.expect("commands are acknowledged again");
+        tokio::time::timeout(Duration::from_secs(90), wait).await.expect(what);
     }
 
     /// Lets every caller have the answer that it waits for.
@@ -196,7 +216,7 @@ fn name(wallet: usize) -> String {
 /// Sends a command until it has an answer that is one: anything but none at all or 503.
 async fn send_until_answered(
     client: &reqwest::Client,
-    urls: &RwLock<Vec<String>>,
+    place: &Place,
     path: &str,
     body: &Value,
     key: &str,
@@ -205,15 +225,15 @@ async fn send_until_answered(
     let first = key.bytes().map(usize::from).sum::<usize>();
     for attempt in first.. {
         let url = {
-            let urls = urls.read().expect("no panic");
+            let urls = place.urls.read().expect("no panic");
             format!("{}{path}", urls[attempt % urls.len()])
         };
         let sent = client.post(url).header("Idempotency-Key", key).json(body).send().await;
-        if let Ok(answer) = sent
-            && answer.status() != 503
-        {
+        if let Ok(answer) = sent {
             let status = answer.status().as_u16();
-            if let Ok(body) = answer.json().await {
+            if status == 503 {
+                place.refusals.fetch_add(1, Ordering::SeqCst);
+            } else if let Ok(body) = answer.json().await {
                 return (status, body);
             }
         }
@@ -223,13 +243,8 @@ async fn send_until_answered(
 }
 
 /// Sends a command that has no key, once. `None` where nobody has answered. Half an answer is a broken promise.
-async fn send_once(
-    client: &reqwest::Client,
-    urls: &RwLock<Vec<String>>,
-    path: &str,
-    body: &Value,
-) -> Option<(u16, Value)> {
-    let url = format!("{}{path}", urls.read().expect("no panic")[0]);
+async fn send_once(client: &reqwest::Client, place: &Place, path: &str, body: &Value) -> Option<(u16, Value)> {
+    let url = format!("{}{path}", place.urls.read().expect("no panic")[0]);
     let answer = client.post(url).json(body).send().await.ok()?;
     let status = answer.status().as_u16();
     Some((status, answer.json().await.expect("a whole answer")))
@@ -239,7 +254,7 @@ async fn work(
     worker: u64,
     mut random: ChaCha8Rng,
     callers: Callers,
-    urls: Arc<RwLock<Vec<String>>>,
+    place: Arc<Place>,
     model: Arc<Mutex<Model>>,
     stop: Arc<AtomicBool>,
 ) {
@@ -257,8 +272,8 @@ async fn work(
         };
         let (path, key) = (format!("/wallets/{from}/{kind}"), format!("{worker}-{number}"));
         let answer = match callers {
-            Callers::Patient => Some(send_until_answered(&client, &urls, &path, &body, &key).await),
-            Callers::Once => send_once(&client, &urls, &path, &body).await,
+            Callers::Patient => Some(send_until_answered(&client, &place, &path, &body, &key).await),
+            Callers::Once => send_once(&client, &place, &path, &body).await,
         };
         let mut model = model.lock().expect("no panic");
         let Some((status, answer)) = answer else {

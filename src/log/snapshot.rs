@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::log::{LoadedStream, RecordedEvent, ViewError};
+use crate::log::{LoadedStream, RecordedEvent, Snapshot, StreamKey, ViewError};
 use crate::money::{Amount, Currency};
 use crate::wallet::{Corrupt, OwnerId, Wallet, WalletStatus};
 
@@ -20,17 +20,20 @@ struct State {
     updated_at: DateTime<Utc>,
 }
 
-/// The bytes of a wallet's state.
-pub(crate) fn encode(wallet: &Wallet) -> Vec<u8> {
-    let state = State {
-        owner_id: wallet.owner_id.clone(),
-        currency: wallet.currency,
-        balance_minor: wallet.balance.minor(),
-        status: wallet.status,
-        created_at: wallet.created_at,
-        updated_at: wallet.updated_at,
-    };
-    serde_json::to_vec(&state).expect("a plain struct always serialises")
+impl Snapshot {
+    /// The wallet as it is, of the stream with this name in the store.
+    pub(crate) fn of(wallet: &Wallet, stream_key: StreamKey) -> Self {
+        let state = State {
+            owner_id: wallet.owner_id.clone(),
+            currency: wallet.currency,
+            balance_minor: wallet.balance.minor(),
+            status: wallet.status,
+            created_at: wallet.created_at,
+            updated_at: wallet.updated_at,
+        };
+        let state = serde_json::to_vec(&state).expect("a plain struct always serialises");
+        Snapshot { stream_key, revision: wallet.version, format: SNAPSHOT_FORMAT, state }
+    }
 }
 
 /// The wallet that a loaded stream holds. A snapshot that cannot be read is an error and not silently passed over: it was

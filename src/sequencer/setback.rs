@@ -1,0 +1,36 @@
+//! Why a batch was not answered at once, and how long to wait before it is tried again.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+
+use crate::log::LogError;
+
+/// Why an attempt at a batch did not end with durable answers.
+pub(super) enum Setback {
+    /// The log is away; the reason. Nothing is under way: try the batch again from the start.
+    Away(String),
+    /// An append's outcome is unknown and will not be found out: the process is stopping, or the log refuses to tell; why.
+    Unknown(String),
+    /// No retry can help; the reason.
+    Hopeless(String),
+}
+
+impl From<LogError> for Setback {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Away(reason) => Setback::Away(reason),
+            other => Setback::Hopeless(other.to_string()),
+        }
+    }
+}
+
+/// How long to wait before each further attempt, without an end.
+pub(super) fn backoff() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(20))
+        .with_max_delay(Duration::from_secs(1))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
