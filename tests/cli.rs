@@ -77,7 +77,7 @@ fn wrong_usage_names_what_would_be_right() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(stderr(&output).contains(word), "{arguments:?}: {}", stderr(&output));
     }
-    for verb in ["serve", "relay", "project", "lag", "status", "verify", "loadtest", "migrate"] {
+    for verb in ["serve", "relay", "project", "lag", "status", "verify", "loadtest", "migrate", "topics"] {
         let help = run(&[verb, "--help"]);
         assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains(&format!("wallex {verb}")));
     }
@@ -115,6 +115,10 @@ fn commands_find_the_running_serve_and_answer_in_json() {
             .iter()
             .all(|group| group["lag"] == 0 && group["partitions"].as_array().is_some_and(|all| all.len() == 10))
     );
+
+    let topics = ask(&["topics", "--apply"]);
+    assert!(topics.status.success(), "{}", stderr(&topics));
+    assert_eq!(keys(&json(&topics)), BTreeSet::from(["brokers", "ok", "topics"]));
 
     let verify = ask(&["verify"]);
     assert!(verify.status.success());

@@ -187,8 +187,6 @@ write_node() {
         echo "offsets.topic.replication.factor=$copies"
         echo "transaction.state.log.replication.factor=$copies"
         echo "transaction.state.log.min.isr=$((copies > 1 ? copies - 1 : 1))"
-        # A topic that is only named does not appear with a number of partitions that nobody chose.
-        echo "auto.create.topics.enable=false"
         # Small and quick to start: a few partitions of its own topics, no wait for further members of a new group, a
         # buffer for compaction that fits the heap (it would be 128 MB).
         echo "offsets.topic.num.partitions=5"

@@ -17,6 +17,7 @@ mod stages;
 mod status;
 mod target;
 mod telemetry;
+mod topics;
 mod verify;
 
 use std::ffi::OsString;
@@ -83,6 +84,7 @@ enum Verb {
     Verify(verify::Args),
     Loadtest(loadtest::Args),
     Migrate(migrate::Args),
+    Topics(topics::Args),
 }
 
 /// Runs the command that the arguments name, and says how it ended.
@@ -142,6 +144,7 @@ async fn dispatch(arguments: Arguments) -> Outcome {
         },
         Verb::Loadtest(args) => target::run(&args, config, &output).await,
         Verb::Migrate(args) => migrate::run(&args, config, &output).await,
+        Verb::Topics(args) => topics::run(&args, &config, &output).await,
         Verb::Status(args) => status::run(&args, config, &output).await,
         Verb::Lag(args) => attached(config, async |connections| lag::run(&args, connections, &output).await).await,
         Verb::Verify(args) => {

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 
 use crate::cli::rebuild::{Maintenance, Task};
 use crate::cli::serve::until_stopped;
-use crate::cli::{Outcome, Output};
+use crate::cli::{Outcome, Output, topics};
 use crate::projection::rebuild::Rebuildable;
 use crate::runtime::{Config, Parts, Wallex};
 
@@ -111,5 +111,6 @@ async fn run(parts: Parts, config: Config, output: &Output, what: &str) -> Outco
         wallex.database().masked_url(),
         wallex.kafka().brokers
     ));
+    topics::check_at_start(wallex.kafka(), *output);
     until_stopped(wallex).await
 }

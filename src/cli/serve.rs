@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use crate::cli::part::Member;
 use crate::cli::signals::stop_signal;
-use crate::cli::{EXIT_COULD_NOT_RUN, Outcome, Output};
+use crate::cli::{EXIT_COULD_NOT_RUN, Outcome, Output, topics};
 use crate::http::Limits;
 use crate::runtime::{Config, Parts, Wallex};
 
@@ -79,6 +79,7 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
         "" => output.note("running; stop with Ctrl-C"),
         url => output.note(format!("serving {url}; stop with Ctrl-C")),
     }
+    topics::check_at_start(wallex.kafka(), *output);
     until_stopped(wallex).await
 }
 

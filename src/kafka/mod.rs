@@ -9,6 +9,7 @@ mod producer;
 mod record;
 mod tail;
 mod topic_reader;
+mod topics;
 mod watermarks;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub use record::{
 };
 pub(crate) use tail::{PartitionTail, TopicTail};
 pub(crate) use topic_reader::{TopicReader, TopicRecord};
+pub(crate) use topics::ensure_topic;
+pub use topics::{Setting, TopicReport, TopicsError, TopicsReport, Verdict, apply_topics, inspect_topics};
 pub(crate) use watermarks::{OffsetReader, Offsets};
 
 /// The topic that carries every event.
@@ -32,6 +35,12 @@ pub const EVENTS_TOPIC: &str = "wallet-events";
 
 /// How many partitions [`EVENTS_TOPIC`] has. More would break the order per wallet, so this never changes.
 pub const EVENTS_PARTITIONS: i32 = 10;
+
+/// The topic that has a copy of each record that could not be processed.
+pub const DLQ_TOPIC: &str = "wallet-events-dlq";
+
+/// How many partitions [`DLQ_TOPIC`] has.
+pub const DLQ_PARTITIONS: i32 = 5;
 
 /// Which broker, and how to reach it.
 #[derive(Clone, PartialEq, Eq)]

@@ -3,22 +3,15 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::client::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::embedded::broker::PRODUCER_SETTINGS;
-use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord};
+use crate::kafka::{EVENTS_TOPIC, KafkaConfig, OutgoingRecord};
 use crate::log::Position;
-
-/// How long a question to the broker may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long the topic keeps its records, in ms: 7 days.
-const RETENTION_MS: &str = "604800000";
 
 /// What became of a record that was sent.
 #[derive(Debug)]
@@ -141,35 +134,5 @@ impl Publisher {
     pub(crate) fn abandon(self) {
         self.producer.purge(PurgeConfig::default().queue().inflight());
         self.producer.poll(Duration::ZERO);
-    }
-
-    /// Makes the topic where it is missing, and makes sure that it has the partitions it should have.
-    pub(crate) async fn ensure_topic(&self, kafka: &KafkaConfig) -> Result<(), String> {
-        let client = self.producer.client();
-        let metadata = client.fetch_metadata(Some(EVENTS_TOPIC), ANSWER_TIMEOUT).map_err(|error| error.to_string())?;
-        let topic = metadata.topics().iter().find(|topic| topic.name() == EVENTS_TOPIC);
-        let partitions = topic.map_or(0, |topic| topic.partitions().len());
-        if partitions == EVENTS_PARTITIONS as usize {
-            return Ok(());
-        }
-        if partitions > 0 {
-            return Err(format!(
-                "topic {EVENTS_TOPIC} has {partitions} partitions and not {EVENTS_PARTITIONS}: keys would be placed otherwise \
-                 than every consumer expects, so nothing is published to it"
-            ));
-        }
-        tracing::info!(topic = EVENTS_TOPIC, partitions = EVENTS_PARTITIONS, "the topic is missing; making it");
-        let admin: AdminClient<DefaultClientContext> =
-            kafka.client_config(&[], &[]).create().map_err(|error| error.to_string())?;
-        let replication = metadata.brokers().len().clamp(1, 3) as i32;
-        let topic = NewTopic::new(EVENTS_TOPIC, EVENTS_PARTITIONS, TopicReplication::Fixed(replication))
-            .set("retention.ms", RETENTION_MS);
-        let made = admin.create_topics([&topic], &AdminOptions::new()).await.map_err(|error| error.to_string())?;
-        match made.into_iter().next() {
-            Some(Err((topic, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
-                Err(format!("topic {topic} cannot be made: {code}"))
-            }
-            _ => Ok(()),
-        }
     }
 }

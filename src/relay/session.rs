@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::crash_point::CrashPoint;
 use crate::kafka::{
-    Delivery, EVENTS_PARTITIONS, OutgoingRecord, PartitionTail, Publisher, SendError, TopicTail, partition_of,
+    Delivery, EVENTS_PARTITIONS, EVENTS_TOPIC, OutgoingRecord, PartitionTail, Publisher, SendError, TopicTail,
+    ensure_topic, partition_of,
 };
 use crate::log::{EventLog, Position, RecordedEvent};
 use crate::postgres::{RelaySession, RelayTail, slowest_positions};
@@ -64,7 +65,7 @@ pub(super) fn run<L: EventLog>(relay: &Relay<L>, runtime: &Handle, stop: &Cancel
         return Ok(Ended::StandingBy);
     };
     let publisher = Publisher::new(&relay.kafka)?;
-    runtime.block_on(publisher.ensure_topic(&relay.kafka))?;
+    runtime.block_on(ensure_topic(&relay.kafka, EVENTS_TOPIC))?;
     let beginning = begin(relay, runtime, &mut lock)?;
     tracing::info!(from = beginning.from, "this relay is the active one");
     let mut session = Session {

@@ -5,7 +5,7 @@ use std::path::Path;
 use thiserror::Error;
 
 use crate::embedded::{BrokerError, DataDir, DataDirError, EmbeddedBroker, ManagedPostgres, PostgresError, ServeInfo};
-use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
+use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
 use crate::postgres::{Database, DatabaseError};
 use crate::runtime::Config;
 
@@ -78,7 +78,7 @@ impl Platform {
         database.migrate().await?;
         let broker = match config.kafka_brokers {
             Some(_) => None,
-            None => Some(EmbeddedBroker::start(&[(EVENTS_TOPIC, EVENTS_PARTITIONS)])?),
+            None => Some(EmbeddedBroker::start(&[(EVENTS_TOPIC, EVENTS_PARTITIONS), (DLQ_TOPIC, DLQ_PARTITIONS)])?),
         };
         let brokers = match (&config.kafka_brokers, &broker) {
             (Some(brokers), _) => brokers.clone(),
@@ -142,13 +142,7 @@ impl Attachment {
     pub async fn find(config: &Config) -> Result<Self, OpenError> {
         let path = DataDir::resolve(config.data_dir.clone())?;
         let serve = DataDir::find_running(&path)?;
-        let named = config.kafka_brokers.clone().map(|brokers| (brokers, false));
-        let found = serve.as_ref().map(|serve| (serve.kafka_brokers.clone(), serve.embedded_kafka));
-        let kafka = named.or(found).map(|(brokers, embedded)| KafkaConfig {
-            brokers,
-            embedded,
-            properties: config.kafka_properties.clone(),
-        });
+        let kafka = broker_of(config, serve.as_ref());
         let url = config.database_url.clone().or(serve.as_ref().map(|serve| serve.database_url.clone()));
         if let Some(url) = url {
             let database = Database::connect(&url, CONNECTIONS_MAX).await?;
@@ -172,6 +166,18 @@ impl Attachment {
         Ok(Attachment { database, kafka, serve: None, platform: Some(platform) })
     }
 
+    /// The broker alone, for a command that needs no database.
+    ///
+    /// # Errors
+    /// [`OpenError::NoBroker`] where none is named and no `serve` runs.
+    pub fn find_broker(config: &Config) -> Result<KafkaConfig, OpenError> {
+        let running = match &config.kafka_brokers {
+            Some(_) => None,
+            None => DataDir::find_running(&DataDir::resolve(config.data_dir.clone())?)?,
+        };
+        broker_of(config, running.as_ref()).ok_or(OpenError::NoBroker)
+    }
+
     /// Stops what was started for this attachment.
     pub async fn close(self) {
         match self.platform {
@@ -179,6 +185,17 @@ impl Attachment {
             None => self.database.close().await,
         }
     }
+}
+
+/// The broker that is named, or else that of the running `serve`.
+fn broker_of(config: &Config, serve: Option<&ServeInfo>) -> Option<KafkaConfig> {
+    let named = config.kafka_brokers.clone().map(|brokers| (brokers, false));
+    let found = serve.map(|serve| (serve.kafka_brokers.clone(), serve.embedded_kafka));
+    named.or(found).map(|(brokers, embedded)| KafkaConfig {
+        brokers,
+        embedded,
+        properties: config.kafka_properties.clone(),
+    })
 }
 
 fn has_cluster(data_dir: &Path) -> bool {

@@ -8,4 +8,5 @@ mod process;
 #[path = "."]
 mod on_a_real_kafka {
     mod records;
+    mod topics;
 }
