@@ -4,10 +4,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{Cell, CellAlignment, Table};
 
 use crate::cli::signals::stop_signal;
+use crate::cli::text::{age_text, one_line, time};
 use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
 use crate::kafka::EVENTS_TOPIC;
 use crate::lag::{GroupLag, LagProbe, LagReport, PartitionLag};
@@ -225,56 +225,4 @@ fn number(value: Option<i64>) -> Cell {
 
 fn age(milliseconds: Option<i64>) -> Cell {
     Cell::new(milliseconds.map_or("-".to_owned(), age_text)).set_alignment(CellAlignment::Right)
-}
-
-/// An age for people: two units at most, the smaller ones do not matter.
-fn age_text(milliseconds: i64) -> String {
-    let seconds = milliseconds / 1_000;
-    match seconds {
-        0 => format!("{milliseconds} ms"),
-        1..60 => format!("{seconds}.{} s", milliseconds % 1_000 / 100),
-        60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
-    }
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
-
-/// Errors come from elsewhere: one line, and not the longest.
-fn one_line(text: &str) -> String {
-    const CHARACTERS_MAX: usize = 100;
-    let line = text.split(char::is_control).collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= CHARACTERS_MAX {
-        return line;
-    }
-    line.chars().take(CHARACTERS_MAX - 1).chain(['…']).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_read_well() {
-        for (milliseconds, expected) in [
-            (0, "0 ms"),
-            (999, "999 ms"),
-            (1_250, "1.2 s"),
-            (59_999, "59.9 s"),
-            (61_000, "1 min 1 s"),
-            (3_660_000, "1 h 1 min"),
-            (90_000_000, "1 d 1 h"),
-        ] {
-            assert_eq!(age_text(milliseconds), expected);
-        }
-    }
-
-    #[test]
-    fn an_error_of_many_lines_stays_in_its_row() {
-        assert_eq!(one_line("a\nb\tc"), "a b c");
-        assert_eq!(one_line(&"x".repeat(300)).chars().count(), 100);
-    }
 }

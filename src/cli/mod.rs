@@ -3,6 +3,7 @@
 //! Answers go to stdout, everything else to stderr. Exit code 0: yes. 1: the answer is no. 2: wrong usage, or it could not
 //! run. 130 and 143: ended by SIGINT or SIGTERM.
 
+mod dlq;
 mod file;
 mod global;
 mod lag;
@@ -17,6 +18,7 @@ mod stages;
 mod status;
 mod target;
 mod telemetry;
+mod text;
 mod topics;
 mod verify;
 
@@ -80,6 +82,7 @@ enum Verb {
     Relay(part::RelayArgs),
     Project(part::ProjectArgs),
     Lag(lag::Args),
+    Dlq(dlq::Args),
     Status(status::Args),
     Verify(verify::Args),
     Loadtest(loadtest::Args),
@@ -147,6 +150,7 @@ async fn dispatch(arguments: Arguments) -> Outcome {
         Verb::Topics(args) => topics::run(&args, &config, &output).await,
         Verb::Status(args) => status::run(&args, config, &output).await,
         Verb::Lag(args) => attached(config, async |connections| lag::run(&args, connections, &output).await).await,
+        Verb::Dlq(args) => attached(config, async |connections| dlq::run(&args, connections, &output).await).await,
         Verb::Verify(args) => {
             attached(config, async |connections| verify::run(&args, connections, &output).await).await
         }

@@ -4,6 +4,7 @@
 
 mod consumer;
 mod headers;
+mod kept_headers;
 mod partitioner;
 mod producer;
 mod record;
@@ -18,6 +19,7 @@ use std::fmt;
 use rdkafka::ClientConfig;
 
 pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer};
+pub(crate) use kept_headers::{keep_headers, kept_headers};
 pub use partitioner::partition_of;
 pub(crate) use producer::{Delivery, Publisher, SendError};
 pub use record::{

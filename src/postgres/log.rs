@@ -149,7 +149,7 @@ fn wallet_id(name: String) -> Result<WalletId, LogError> {
     WalletId::new(name).map_err(|error| LogError::Corrupt(format!("a stream's name: {error}")))
 }
 
-fn recorded_event(row: &PgRow, stream: WalletId) -> Result<RecordedEvent, sqlx::Error> {
+pub(super) fn recorded_event(row: &PgRow, stream: WalletId) -> Result<RecordedEvent, sqlx::Error> {
     Ok(RecordedEvent {
         position: row.try_get("position")?,
         stream,

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 mod checkpoint;
+mod dead_letters;
 mod lag;
 mod ledger;
 pub mod log;
@@ -23,9 +24,12 @@ pub(crate) use checkpoint::{
     Checkpoint, CheckpointMove, LoggedEvent, last_events_between, load_checkpoints, lock_preparation, logged_events,
     move_checkpoints, published,
 };
+pub(crate) use dead_letters::{
+    discard, events_at, lock_queue, note_deed, note_failure, queue_beginning, queue_length, unpark,
+};
 pub use ledger::LedgerEntry;
 pub(crate) use ledger::insert_ledger_entries;
-pub(crate) use parked::{ParkedRecord, park, parked_wallets};
+pub(crate) use parked::{ParkedRecord, StoredRecord, park, parked_wallets};
 pub(crate) use read_model::{NewWalletRow, WalletRowChange, insert_wallet_rows, update_wallet_rows};
 pub use rebuild::KeptTable;
 pub(crate) use rebuild::{

@@ -1,17 +1,20 @@
 //! Records that could not be processed, kept with their bytes.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
 
 use crate::log::Position;
 
 /// A record to keep.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ParkedRecord {
     /// The wallet that waits behind it; `None` of a record that cannot be laid to one.
     pub(crate) wallet_id: Option<String>,
     pub(crate) position: Option<Position>,
-    pub(crate) topic: &'static str,
+    pub(crate) topic: Cow<'static, str>,
     pub(crate) partition: i32,
     pub(crate) kafka_offset: Option<i64>,
     pub(crate) record_time: Option<DateTime<Utc>>,
@@ -19,11 +22,50 @@ pub(crate) struct ParkedRecord {
     pub(crate) value: Option<Vec<u8>>,
     /// `[[name, value], …]`, values as text where they are text, else as `{"hex": …}`.
     pub(crate) headers: serde_json::Value,
-    pub(crate) error_class: &'static str,
+    pub(crate) error_class: Cow<'static, str>,
     pub(crate) error: String,
     pub(crate) attempts: i32,
     pub(crate) first_failed_at: DateTime<Utc>,
     pub(crate) last_failed_at: DateTime<Utc>,
+}
+
+/// A record as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct StoredRecord {
+    /// Its number, in the order in which records were parked.
+    pub(crate) parked_id: i64,
+    /// Whose it is: the projection that could not process it.
+    pub(crate) group: String,
+    pub(crate) record: ParkedRecord,
+}
+
+/// The columns that [`stored_record`] reads, of `parked_records p`.
+pub(super) const STORED_COLUMNS: &str = "p.parked_id, p.projection, p.wallet_id, p.position, p.topic, p.partition,
+    p.kafka_offset, p.record_time, p.record_key, p.record_value, p.record_headers::text, p.error_class, p.error, p.attempts,
+    p.first_failed_at, p.last_failed_at";
+
+/// Reads a row of [`STORED_COLUMNS`].
+pub(super) fn stored_record(row: &PgRow) -> Result<StoredRecord, sqlx::Error> {
+    Ok(StoredRecord {
+        parked_id: row.try_get(0)?,
+        group: row.try_get(1)?,
+        record: ParkedRecord {
+            wallet_id: row.try_get(2)?,
+            position: row.try_get(3)?,
+            topic: Cow::Owned(row.try_get(4)?),
+            partition: row.try_get(5)?,
+            kafka_offset: row.try_get(6)?,
+            record_time: row.try_get(7)?,
+            key: row.try_get(8)?,
+            value: row.try_get(9)?,
+            headers: serde_json::from_str(row.try_get(10)?).map_err(|error| sqlx::Error::Decode(error.into()))?,
+            error_class: Cow::Owned(row.try_get(11)?),
+            error: row.try_get(12)?,
+            attempts: row.try_get(13)?,
+            first_failed_at: row.try_get(14)?,
+            last_failed_at: row.try_get(15)?,
+        },
+    })
 }
 
 /// Which of these wallets wait behind a parked record of this projection.
@@ -71,14 +113,14 @@ pub(crate) async fn park(
         .bind(projection)
         .bind(records.iter().map(|record| record.wallet_id.as_deref()).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.position).collect::<Vec<_>>())
-        .bind(records.iter().map(|record| record.topic).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.topic.as_ref()).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.partition).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.kafka_offset).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.record_time).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.key.as_deref()).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.value.as_deref()).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.headers.to_string()).collect::<Vec<_>>())
-        .bind(records.iter().map(|record| record.error_class).collect::<Vec<_>>())
+        .bind(records.iter().map(|record| record.error_class.as_ref()).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.error.as_str()).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.attempts).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.first_failed_at).collect::<Vec<_>>())

@@ -118,7 +118,7 @@ struct Search {
 
 /// A projection with what it needs to apply batches. Lives on the runner's thread, outside of any async task, so that a
 /// panic in a projection's handler can be caught like any other of its failures.
-pub(super) struct Applier<P> {
+pub(crate) struct Applier<P> {
     projection: P,
     name: String,
     pool: PgPool,
@@ -127,7 +127,7 @@ pub(super) struct Applier<P> {
 }
 
 impl<P: Projection> Applier<P> {
-    pub(super) fn new(projection: P, pool: PgPool, runtime: Handle, stop: CancellationToken) -> Self {
+    pub(crate) fn new(projection: P, pool: PgPool, runtime: Handle, stop: CancellationToken) -> Self {
         Applier { name: projection.name().to_owned(), projection, pool, runtime, stop }
     }
 
@@ -263,6 +263,29 @@ impl<P: Projection> Applier<P> {
         Ok(())
     }
 
+    /// Applies one wallet's events as far as they go: how many went, and why the next one did not. Each is tried once.
+    ///
+    /// # Errors
+    /// [`ApplyError::Transient`]: try again, in another transaction.
+    pub(crate) fn apply_in_order(
+        &mut self,
+        events: &[EventRecord],
+        transaction: &mut PgConnection,
+    ) -> Result<(usize, Option<Failure>), ApplyError> {
+        match self.try_under_savepoint(events, transaction) {
+            Err(ApplyError::Permanent(_)) => {}
+            done => return done.map(|()| (events.len(), None)),
+        }
+        for (at, event) in events.iter().enumerate() {
+            match self.try_under_savepoint(std::slice::from_ref(event), transaction) {
+                Ok(()) => {}
+                Err(ApplyError::Permanent(error)) => return Ok((at, Some(Failure::refused(&error, 1, Utc::now())))),
+                Err(transient) => return Err(transient),
+            }
+        }
+        Ok((events.len(), None))
+    }
+
     fn try_under_savepoint(
         &mut self,
         events: &[EventRecord],
@@ -291,7 +314,7 @@ impl<P: Projection> Applier<P> {
         })
     }
 
-    fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    pub(crate) fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         self.runtime.block_on(unless_stopped(&self.stop, self.pool.begin()))
     }
 

@@ -79,7 +79,9 @@ use thiserror::Error;
 use crate::kafka::EventRecord;
 use crate::postgres::{PgConnection, is_about_the_data, sqlx};
 
+pub(crate) use apply::Applier;
 pub use ledger::{LEDGER_PROJECTOR, LedgerProjection};
+pub(crate) use parking::Failure;
 pub use read_model::{READ_MODEL_PROJECTOR, ReadModelProjection};
 pub use runner::{ProjectionRunner, RunnerError, RunnerOptions, RunnerState};
 

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::kafka::{ConsumedRecord, EVENTS_TOPIC};
+use crate::kafka::{ConsumedRecord, EVENTS_TOPIC, keep_headers};
 use crate::log::Position;
 use crate::postgres::ParkedRecord;
 use crate::wallet::WalletId;
@@ -12,7 +12,7 @@ const ERROR_CHARACTERS_MAX: usize = 2_000;
 
 /// Why a record is put aside.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     class: &'static str,
     error: String,
     attempts: i32,
@@ -26,7 +26,7 @@ impl Failure {
     }
 
     /// Its event cannot be read.
-    pub(super) fn unreadable(error: &str) -> Self {
+    pub(crate) fn unreadable(error: &str) -> Self {
         Failure::new("DECODE", error)
     }
 
@@ -38,6 +38,16 @@ impl Failure {
     /// An earlier one of its wallet is parked.
     pub(super) fn behind() -> Self {
         Failure { attempts: 0, ..Failure::new("BEHIND", "an earlier event of this wallet is parked") }
+    }
+
+    /// What kind of failure it is.
+    pub(crate) fn class(&self) -> &'static str {
+        self.class
+    }
+
+    /// Why, as it is kept.
+    pub(crate) fn error(&self) -> &str {
+        &self.error
     }
 
     fn new(class: &'static str, error: &str) -> Self {
@@ -69,31 +79,18 @@ impl Failure {
         ParkedRecord {
             wallet_id: None,
             position: None,
-            topic: EVENTS_TOPIC,
+            topic: EVENTS_TOPIC.into(),
             partition,
             kafka_offset: record.map(|record| record.offset),
             record_time: timestamp_ms.and_then(DateTime::from_timestamp_millis),
             key: record.and_then(|record| record.key.clone()),
             value: record.and_then(|record| record.value.clone()),
-            headers: record.map_or(&[][..], |record| &record.headers).iter().map(header).collect(),
-            error_class: self.class,
+            headers: keep_headers(record.map_or(&[][..], |record| &record.headers)),
+            error_class: self.class.into(),
             error: self.error,
             attempts: self.attempts,
             first_failed_at: self.first_failed_at,
             last_failed_at: Utc::now(),
         }
     }
-}
-
-fn header((name, value): &(String, Option<Vec<u8>>)) -> serde_json::Value {
-    let value = value.as_deref().map(|bytes| match std::str::from_utf8(bytes) {
-        // PostgreSQL's JSON holds no NUL.
-        Ok(text) if !text.contains('\0') => serde_json::Value::from(text),
-        _ => serde_json::json!({ "hex": hex(bytes) }),
-    });
-    serde_json::json!([name, value])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
