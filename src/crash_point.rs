@@ -27,16 +27,19 @@ pub(crate) enum CrashPoint {
     Assigned,
     /// A member of a group is told to let go of partitions and still has them.
     Revoked,
+    /// Events of a replay are applied and let go, and that is not committed.
+    InReplay,
 }
 
 impl CrashPoint {
-    const ALL: [CrashPoint; 6] = [
+    const ALL: [CrashPoint; 7] = [
         CrashPoint::BeforeSend,
         CrashPoint::AfterSend,
         CrashPoint::BeforeCheckpoint,
         CrashPoint::InTransaction,
         CrashPoint::Assigned,
         CrashPoint::Revoked,
+        CrashPoint::InReplay,
     ];
 
     fn name(self) -> &'static str {
@@ -47,6 +50,7 @@ impl CrashPoint {
             CrashPoint::InTransaction => "in-transaction",
             CrashPoint::Assigned => "assigned",
             CrashPoint::Revoked => "revoked",
+            CrashPoint::InReplay => "in-replay",
         }
     }
 

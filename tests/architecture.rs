@@ -76,14 +76,15 @@ fn the_domain_is_pure() {
 
 #[test]
 fn dependencies_point_inwards() {
-    // domain <- log <- {sequencer, relay, projection, lag, verify} <- {http, runtime} <- cli
-    let outward: [(&str, &[&str]); 9] = [
-        ("log", &["relay", "projection", "lag", "verify", "http", "runtime", "cli", "loadtest", "sequencer"]),
-        ("sequencer", &["relay", "projection", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
-        ("kafka", &["relay", "projection", "lag", "verify", "http", "runtime", "cli", "loadtest", "sequencer"]),
+    // domain <- log <- {sequencer, relay, projection, dlq, lag, verify} <- {http, runtime} <- cli
+    let outward: [(&str, &[&str]); 10] = [
+        ("log", &["relay", "projection", "dlq", "lag", "verify", "http", "runtime", "cli", "loadtest", "sequencer"]),
+        ("sequencer", &["relay", "projection", "dlq", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
+        ("kafka", &["relay", "projection", "dlq", "lag", "verify", "http", "runtime", "cli", "loadtest", "sequencer"]),
         ("postgres", &["relay", "http", "runtime", "cli", "loadtest"]),
-        ("projection", &["relay", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
-        ("relay", &["lag", "verify", "http", "runtime", "cli", "loadtest"]),
+        ("projection", &["relay", "dlq", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
+        ("relay", &["dlq", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
+        ("dlq", &["relay", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
         ("lag", &["http", "runtime", "cli", "loadtest"]),
         ("http", &["runtime", "cli", "loadtest", "verify"]),
         ("loadtest", &["http", "runtime", "cli", "verify", "postgres", "projection", "relay", "lag", "log"]),

@@ -45,6 +45,7 @@ async fn a_world_that_is_right_is_proven() {
         [
             "drained",
             "nothing parked",
+            "discarded",
             "log",
             "histories",
             "outbox",

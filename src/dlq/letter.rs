@@ -12,11 +12,8 @@ use crate::hex;
 use crate::kafka::kept_headers;
 use crate::log::{Position, RecordedEvent, Revision};
 use crate::money::{Amount, Currency};
-use crate::postgres::{Database, StoredRecord};
+use crate::postgres::{CAUSED_BY, Database, StoredRecord};
 use crate::wallet::WalletEvent;
-
-/// Between the parts of an error's chain, where it is kept as one text.
-pub(crate) const CAUSED_BY: &str = "\ncaused by: ";
 
 /// A dead letter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::crash_point::CrashPoint;
 use crate::dlq::{Action, DlqError, PlannedQueue, Settled};
 use crate::kafka::EventRecord;
 use crate::log::{Position, RecordedEvent};
@@ -94,6 +95,7 @@ impl<P: Projection> Replay<P> {
                 ..Settled::default()
             };
             note_deed(&mut transaction, &self.action, &queue.group, Some(wallet), &settled).await?;
+            CrashPoint::InReplay.pass();
             transaction.commit().await?;
             Ok::<_, DlqError>(settled)
         })?;

@@ -17,7 +17,7 @@ mod relay_status;
 mod verify;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions};
 use thiserror::Error;
 
 pub(crate) use checkpoint::{
@@ -258,6 +258,39 @@ pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
         | sqlx::Error::ColumnDecode { .. } => true,
         _ => false,
     }
+}
+
+/// Between the causes of an error, the outermost first, where they are kept as one text.
+pub(crate) const CAUSED_BY: &str = "\ncaused by: ";
+
+/// Everything that an error has to say: of the database's own its detail, what it is about, and its code; then what caused it.
+pub(crate) fn causes(error: &sqlx::Error) -> String {
+    let mut parts = Vec::new();
+    match error.as_database_error() {
+        Some(database) => {
+            parts.push(database.message().to_owned());
+            if let Some(database) = database.try_downcast_ref::<PgDatabaseError>() {
+                parts.extend(database.detail().map(str::to_owned));
+            }
+            let constraint = database.constraint().map(|name| format!("constraint {name}"));
+            let table = database.table().map(|name| format!("table {name}"));
+            let code = database.code().map(|code| format!("SQLSTATE {code}"));
+            parts.push([constraint, table, code].into_iter().flatten().collect::<Vec<_>>().join(", "));
+        }
+        None => {
+            parts.push(error.to_string());
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                let text = cause.to_string();
+                // Some say what caused them themselves.
+                if parts.last().is_none_or(|last| !last.ends_with(&text)) {
+                    parts.push(text);
+                }
+                source = cause.source();
+            }
+        }
+    }
+    parts.join(CAUSED_BY)
 }
 
 /// Hides the password of a URL: `postgres://user:***@host/database`.

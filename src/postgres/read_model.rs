@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use crate::log::{Position, Revision};
+use crate::projection::READ_MODEL_PROJECTOR;
 
 /// A wallet that is new to the read model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,9 @@ pub(crate) async fn insert_wallet_rows(
 }
 
 /// Changes rows that have exactly the version and balance from which the change departs; how many had.
+///
+/// A row may lie further back if each event in between was discarded. And a wallet whose creation was discarded has no row and
+/// gets none: it counts as one that had.
 pub(crate) async fn update_wallet_rows(
     transaction: &mut PgConnection,
     changes: &[WalletRowChange],
@@ -65,7 +69,13 @@ pub(crate) async fn update_wallet_rows(
                        FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
                                    $7::timestamptz[])
                             AS c(wallet_id, version_before, balance_before, balance, version, position, updated_at)
-                      WHERE w.wallet_id = c.wallet_id AND w.version = c.version_before AND w.balance = c.balance_before";
+                      WHERE w.wallet_id = c.wallet_id
+                        AND CASE WHEN w.version = c.version_before THEN w.balance = c.balance_before
+                                 ELSE w.version < c.version_before
+                                      AND c.version_before - w.version =
+                                          (SELECT count(DISTINCT d.revision) FROM discarded_records d
+                                            WHERE d.projection = $8 AND d.wallet_id = w.wallet_id
+                                              AND d.revision > w.version AND d.revision <= c.version_before) END";
     let changed = sqlx::query(statement)
         .bind(changes.iter().map(|change| change.wallet_id.as_str()).collect::<Vec<_>>())
         .bind(changes.iter().map(|change| change.version_before).collect::<Vec<_>>())
@@ -74,7 +84,21 @@ pub(crate) async fn update_wallet_rows(
         .bind(changes.iter().map(|change| change.version).collect::<Vec<_>>())
         .bind(changes.iter().map(|change| change.position).collect::<Vec<_>>())
         .bind(changes.iter().map(|change| change.updated_at).collect::<Vec<_>>())
-        .execute(transaction)
+        .bind(READ_MODEL_PROJECTOR)
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected();
+    if changed == changes.len() as u64 {
+        return Ok(changed);
+    }
+    let statement = "SELECT count(*) FROM unnest($1::text[]) AS c(wallet_id)
+                      WHERE NOT EXISTS (SELECT FROM read_model_wallets w WHERE w.wallet_id = c.wallet_id)
+                        AND EXISTS (SELECT FROM discarded_records d
+                                     WHERE d.projection = $2 AND d.wallet_id = c.wallet_id AND d.revision = 0)";
+    let absent: i64 = sqlx::query_scalar(statement)
+        .bind(changes.iter().map(|change| change.wallet_id.as_str()).collect::<Vec<_>>())
+        .bind(READ_MODEL_PROJECTOR)
+        .fetch_one(transaction)
         .await?;
-    Ok(changed.rows_affected())
+    Ok(changed + absent as u64)
 }

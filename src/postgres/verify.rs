@@ -1,5 +1,7 @@
 //! Reading everything back for a verification: page by page, each page a plain range of an index.
 
+use std::collections::HashSet;
+
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -7,8 +9,12 @@ use crate::kafka::EVENTS_TOPIC;
 use crate::log::{Position, Revision};
 use crate::postgres::{Database, is_transient};
 use crate::verify::{
-    EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Stray, StreamId, VerifyError, WalletRow,
+    DiscardedRow, EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Stray, StreamId, VerifyError,
+    WalletRow,
 };
+
+/// Discarded records of no wallet that a verification knows of at most; what is beyond in the topic counts as a difference.
+const DISCARDED_STRANGERS_MAX: i64 = 100_000;
 
 fn verify_error(error: sqlx::Error) -> VerifyError {
     if is_transient(&error) { VerifyError::Away(error.to_string()) } else { VerifyError::Refused(error.to_string()) }
@@ -238,6 +244,54 @@ impl Database {
     /// The log's head.
     pub(crate) async fn log_head_position(&self) -> Result<Position, VerifyError> {
         sqlx::query_scalar("SELECT position FROM log_head").fetch_one(self.pool()).await.map_err(verify_error)
+    }
+
+    /// The positions in `first..=last` whose events were discarded for a group.
+    pub(crate) async fn discarded_positions(
+        &self,
+        group: &str,
+        first: Position,
+        last: Position,
+    ) -> Result<Vec<Position>, VerifyError> {
+        let statement = "SELECT position FROM discarded_records WHERE projection = $1 AND position BETWEEN $2 AND $3";
+        let query = sqlx::query_scalar(statement).bind(group).bind(first).bind(last);
+        query.fetch_all(self.pool()).await.map_err(verify_error)
+    }
+
+    /// Which revisions of these wallets were discarded for a group.
+    pub(crate) async fn discarded_revisions(
+        &self,
+        group: &str,
+        wallets: &[&str],
+    ) -> Result<Vec<(String, Revision)>, VerifyError> {
+        let statement = "SELECT wallet_id, revision FROM discarded_records
+                          WHERE projection = $1 AND wallet_id = ANY($2) AND revision IS NOT NULL";
+        sqlx::query_as(statement).bind(group).bind(wallets).fetch_all(self.pool()).await.map_err(verify_error)
+    }
+
+    /// Partitions and offsets of the discarded records that belong to no wallet; the newest, up to [`DISCARDED_STRANGERS_MAX`].
+    pub(crate) async fn discarded_strangers(&self) -> Result<HashSet<(i32, i64)>, VerifyError> {
+        let statement = "SELECT partition, kafka_offset FROM discarded_records
+                          WHERE wallet_id IS NULL AND topic = $1 AND kafka_offset IS NOT NULL
+                          ORDER BY parked_id DESC LIMIT $2";
+        let query = sqlx::query_as(statement).bind(EVENTS_TOPIC).bind(DISCARDED_STRANGERS_MAX);
+        let found: Vec<(i32, i64)> = query.fetch_all(self.pool()).await.map_err(verify_error)?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// How much was discarded, by group.
+    pub(crate) async fn discarded_counts(&self) -> Result<Vec<DiscardedRow>, VerifyError> {
+        let statement = "SELECT projection, count(wallet_id), count(DISTINCT wallet_id), count(*) - count(wallet_id)
+                           FROM discarded_records GROUP BY projection ORDER BY projection";
+        let rows = sqlx::query(statement).fetch_all(self.pool()).await.map_err(verify_error)?;
+        all(&rows, |row| {
+            Ok(DiscardedRow {
+                projection: row.try_get(0)?,
+                events: row.try_get(1)?,
+                wallets: row.try_get(2)?,
+                strangers: row.try_get(3)?,
+            })
+        })
     }
 
     /// The parked records, if there are any.

@@ -6,8 +6,8 @@
 //! # What a projection can rely on
 //! - Each event is applied once in effect: its rows and the checkpoint that stands for it are one transaction, and a record that
 //!   comes a second time is passed over before the projection sees it.
-//! - The events of one wallet come in the order of their revisions, without a gap. Between wallets of different
-//!   partitions there is no order.
+//! - The events of one wallet come in the order of their revisions, without a gap but where an operator has discarded some (see
+//!   [`dlq`](crate::dlq)). Between wallets of different partitions there is no order.
 //! - Only events that stand in the log are applied, whatever else somebody has written to the topic.
 //!
 //! Whoever consumes `wallet-events` without this runner gets each record *at least* once, in order per wallet, and
@@ -25,7 +25,7 @@
 //!   the partitions paused and the group membership kept.
 //! - [`ApplyError::Permanent`] (an invariant is broken, a value does not fit, the handler panics) and events that cannot be read
 //!   are about that event alone. It is tried a few times more, then it is parked: kept in `parked_records`, and every later event of
-//!   the same wallet behind it, in order. All other wallets go on.
+//!   the same wallet behind it, in order. All other wallets go on. What was parked is put right with [`dlq`](crate::dlq).
 //! - A record that is not the relay's (no key, a position that the log does not have, another event's) is kept there too, but holds
 //!   nobody back.
 //!
@@ -77,7 +77,7 @@ use std::future::Future;
 use thiserror::Error;
 
 use crate::kafka::EventRecord;
-use crate::postgres::{PgConnection, is_about_the_data, sqlx};
+use crate::postgres::{PgConnection, causes, is_about_the_data, sqlx};
 
 pub(crate) use apply::Applier;
 pub use ledger::{LEDGER_PROJECTOR, LedgerProjection};
@@ -128,7 +128,7 @@ pub enum ApplyError {
 impl From<sqlx::Error> for ApplyError {
     fn from(error: sqlx::Error) -> Self {
         if is_about_the_data(&error) {
-            ApplyError::Permanent(error.to_string())
+            ApplyError::Permanent(causes(&error))
         } else {
             ApplyError::Transient(error.to_string())
         }

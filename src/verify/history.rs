@@ -1,12 +1,13 @@
 //! The second pass: each wallet's history by itself, folded again, with the read model and the snapshots beside it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::Display;
 
 use tokio::sync::mpsc;
 
 use crate::log::{LoadedStream, Position, Revision, SNAPSHOT_FORMAT, Snapshot, StreamKey, restore};
 use crate::postgres::Database;
+use crate::projection::READ_MODEL_PROJECTOR;
 use crate::verify::posting::text;
 use crate::verify::proof::{Finding, at};
 use crate::verify::{EventRow, SnapshotRow, StreamId, VerifyError, VerifyProgress, WalletRow};
@@ -33,6 +34,8 @@ struct Stream {
     name: String,
     row: Option<WalletRow>,
     snapshot: Option<SnapshotRow>,
+    /// Revisions that were discarded for the read model.
+    discarded: HashSet<Revision>,
 }
 
 /// What is read, in this order: streams, then their events, then further streams.
@@ -176,7 +179,7 @@ impl Histories {
     /// A stream is through: what was to be met on its way and was not?
     fn finish(&mut self, fold: Option<Fold>) {
         let Some(fold) = fold else { return };
-        let Stream { id, name, row, snapshot } = &fold.stream;
+        let Stream { id, name, row, snapshot, discarded } = &fold.stream;
         self.wallets += 1;
         if fold.last_position == 0 && !fold.is_broken {
             self.histories.differs(at(name, *id), "the wallet's first event", "no events");
@@ -186,8 +189,11 @@ impl Histories {
         }
         let last = fold.wallet.as_ref().map_or(-1, |wallet| wallet.version);
         match (row, fold.version_due) {
+            // A wallet whose creation was discarded never comes to the read model.
+            (None, Some(_)) if discarded.contains(&0) => {}
             (None, Some(_)) => self.read_model.differs(at(name, *id), "a row", "none"),
-            (Some(row), Some(due)) if row.version < due => {
+            // A row stays where it was until the next event that was not discarded.
+            (Some(row), Some(due)) if (row.version + 1..=due).any(|revision| !discarded.contains(&revision)) => {
                 let expected = format!("version {due} or later");
                 self.read_model.differs(at(name, row.position), expected, format!("version {}", row.version));
             }
@@ -357,12 +363,18 @@ async fn with_rows(database: &Database, named: Vec<(StreamId, String)>) -> Resul
     let ids: Vec<StreamId> = named.iter().map(|(id, _)| *id).collect();
     let names: Vec<&str> = named.iter().map(|(_, name)| name.as_str()).collect();
     let (rows, snapshots) = tokio::try_join!(database.wallet_rows(&names), database.snapshot_rows(&ids))?;
+    // After the rows: what they lack because it was discarded meanwhile is known here.
+    let mut discarded: HashMap<String, HashSet<Revision>> = HashMap::new();
+    for (wallet, revision) in database.discarded_revisions(READ_MODEL_PROJECTOR, &names).await? {
+        discarded.entry(wallet).or_default().insert(revision);
+    }
     let mut rows: HashMap<String, WalletRow> = rows.into_iter().map(|row| (row.wallet_id.clone(), row)).collect();
     let mut snapshots: HashMap<StreamId, SnapshotRow> =
         snapshots.into_iter().map(|snapshot| (snapshot.stream_id, snapshot)).collect();
     let stream = |(id, name): (StreamId, String)| {
         let (row, snapshot) = (rows.remove(&name), snapshots.remove(&id));
-        Stream { id, name, row, snapshot }
+        let discarded = discarded.remove(&name).unwrap_or_default();
+        Stream { id, name, row, snapshot, discarded }
     };
     Ok(named.into_iter().map(stream).collect())
 }

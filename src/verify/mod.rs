@@ -13,6 +13,7 @@ mod rows;
 mod strays;
 mod topic;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -29,7 +30,9 @@ use crate::verify::proof::Finding;
 use crate::verify::topic::TopicScan;
 
 pub use proof::{Check, Proof};
-pub(crate) use rows::{EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Stray, StreamId, WalletRow};
+pub(crate) use rows::{
+    DiscardedRow, EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Stray, StreamId, WalletRow,
+};
 
 /// How long the broker may take over each answer.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,10 +96,11 @@ pub async fn verify(
 ) -> Result<Proof, VerifyError> {
     let drained = drain::wait(database, options.wait_max, progress).await?;
     let head = drained.position;
-    let (scan, unread) = match open_topic(kafka, drained.published, options.wait_max).await {
-        Ok(scan) => (Some(scan), None),
-        Err(check) => (None, Some(check)),
-    };
+    let (scan, unread) =
+        match open_topic(kafka, drained.published, options.wait_max, database.discarded_strangers().await?).await {
+            Ok(scan) => (Some(scan), None),
+            Err(check) => (None, Some(check)),
+        };
     let mut order = Order::new(drained.ledger);
     let scan = order.scan(database, head, scan, progress).await?;
     let topic = match (finish_topic(scan).await?, unread) {
@@ -109,11 +113,12 @@ pub async fn verify(
     let strays = strays::find(database, &mut order, &mut histories).await?;
 
     let double_entry = double_entry_check(&order.sums, drained.ledger == head, drained.ledger);
-    let money = money_check(&histories, &order.sums, drained.ledger);
+    let money = money_check(&histories, &order.sums, order.discarded, drained.ledger);
     let Drained { ledger, read_model, .. } = drained;
     let checks = vec![
         drained.check,
         strays.parked,
+        strays.discarded,
         order.log.check(format!("positions 1 to {head} without a gap"), format!("{head} events")),
         histories
             .histories
@@ -142,13 +147,18 @@ fn topic_check(ok: bool, expected: impl Into<String>, actual: impl Into<String>)
 }
 
 /// The topic ready to be read, or the check that there is to make of it.
-async fn open_topic(kafka: Option<&KafkaConfig>, published: Position, wait_max: Duration) -> Result<TopicScan, Check> {
+async fn open_topic(
+    kafka: Option<&KafkaConfig>,
+    published: Position,
+    wait_max: Duration,
+    discarded: HashSet<(i32, i64)>,
+) -> Result<TopicScan, Check> {
     let Some(config) = kafka.cloned() else {
         return Err(topic_check(true, "as far as a broker runs", "not compared: no broker runs"));
     };
     let opening = tokio::task::spawn_blocking(move || TopicReader::open(&config, EVENTS_TOPIC, BROKER_TIMEOUT));
     match opening.await {
-        Ok(Ok(Some(reader))) => Ok(TopicScan::new(reader, published, wait_max)),
+        Ok(Ok(Some(reader))) => Ok(TopicScan::new(reader, published, wait_max, discarded)),
         Ok(Ok(None)) if published == 0 => Err(topic_check(true, "nothing published", "no topic yet")),
         Ok(Ok(None)) => Err(topic_check(false, "a topic", format!("the broker has no topic {EVENTS_TOPIC}"))),
         Ok(Err(reason)) => Err(topic_check(false, "a broker that answers", reason)),
@@ -181,8 +191,8 @@ fn double_entry_check(sums: &Ledger, is_whole: bool, through: Position) -> Check
     finding.check(format!("all accounts sum to zero in each currency at position {through}"), actual)
 }
 
-/// What the wallets hold by their events, and by the ledger's accounts.
-fn money_check(histories: &Histories, sums: &Ledger, through: Position) -> Check {
+/// What the wallets hold by their events, and by the ledger's accounts with what was discarded.
+fn money_check(histories: &Histories, sums: &Ledger, discarded: u64, through: Position) -> Check {
     let mut finding = Finding::new("money");
     let by_events: Vec<_> =
         histories.balances.iter().filter(|(_, held)| **held != 0).map(|(code, held)| (*code, *held)).collect();
@@ -198,5 +208,9 @@ fn money_check(histories: &Histories, sums: &Ledger, through: Position) -> Check
     if by_events != by_accounts {
         finding.differs("the ledger's wallets", format!("{} by the events", words(&by_events)), words(&by_accounts));
     }
-    finding.check(format!("{} held by the events up to position {through}", words(&by_events)), words(&by_accounts))
+    let held = match discarded {
+        0 => words(&by_accounts),
+        discarded => format!("{}, with what the ledger lacks by {discarded} discarded events", words(&by_accounts)),
+    };
+    finding.check(format!("{} held by the events up to position {through}", words(&by_events)), held)
 }

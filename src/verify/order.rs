@@ -1,5 +1,6 @@
 //! The first pass: the log in the order of its positions, with the ledger and the topic beside it.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -8,6 +9,7 @@ use tokio::sync::mpsc;
 use crate::kafka::EventRecord;
 use crate::log::{Position, RecordedEvent};
 use crate::postgres::Database;
+use crate::projection::LEDGER_PROJECTOR;
 use crate::verify::posting::{self, Ledger};
 use crate::verify::proof::{Finding, at};
 use crate::verify::topic::TopicScan;
@@ -27,6 +29,8 @@ struct Page {
     /// Events and what their streams are called; `None` where a stream has no name that can be one.
     events: Vec<(EventRow, Option<WalletId>)>,
     postings: Vec<PostingRow>,
+    /// Positions that were discarded for the ledger.
+    discarded: HashSet<Position>,
 }
 
 /// What the first pass has found.
@@ -39,6 +43,8 @@ pub(super) struct Order {
     pub sums: Ledger,
     /// How many postings were compared.
     pub postings: u64,
+    /// How many events have no postings because they were discarded. [`Order::sums`] has their amounts in it.
+    pub discarded: u64,
     ledger_through: Position,
 }
 
@@ -50,6 +56,7 @@ impl Order {
             ledger: Finding::new("ledger"),
             sums: Ledger::new(),
             postings: 0,
+            discarded: 0,
             ledger_through,
         }
     }
@@ -77,7 +84,8 @@ impl Order {
                 while let Some(posting) = postings.next_if(|posting| posting.position == position) {
                     here.push(posting);
                 }
-                events.extend(self.at(position, row, &here));
+                let is_discarded = here.is_empty() && page.discarded.contains(&position);
+                events.extend(self.at(position, row, &here, is_discarded));
             }
             done = page.last;
             if let Some(scan) = topic.take() {
@@ -98,6 +106,7 @@ impl Order {
         position: Position,
         row: Option<(EventRow, Option<WalletId>)>,
         postings: &[PostingRow],
+        is_discarded: bool,
     ) -> Option<RecordedEvent> {
         let compares = position <= self.ledger_through;
         if compares {
@@ -121,6 +130,10 @@ impl Order {
         match EventRecord::try_from(&recorded) {
             Err(error) => {
                 self.log.differs(at(&recorded.stream, position), "an event that can be read", error);
+            }
+            Ok(record) if compares && is_discarded => {
+                self.discarded += 1;
+                posting::add_discarded(&mut self.sums, &record);
             }
             Ok(record) if compares => {
                 if let Err((expected, found)) = posting::compare(&record, postings) {
@@ -214,5 +227,7 @@ async fn load_page(
     }
     let postings =
         postings.await.map_err(|error| VerifyError::Refused(format!("reading the ledger failed: {error}")))??;
-    Ok(Page { first, last, events, postings })
+    // After the postings: what they lack because it was discarded meanwhile is known here.
+    let discarded = database.discarded_positions(LEDGER_PROJECTOR, first, last).await?.into_iter().collect();
+    Ok(Page { first, last, events, postings, discarded })
 }

@@ -147,3 +147,15 @@ pub(super) fn add(ledger: &mut Ledger, posting: &PostingRow) {
         balances.clearing += amount;
     }
 }
+
+/// Adds what an event would have posted that was discarded: the wallet's side, and a transfer's way through clearing. Both sides
+/// are missing, so that all accounts together still come to what they come to.
+pub(super) fn add_discarded(ledger: &mut Ledger, record: &EventRecord) {
+    if let Some((amount, _)) = movement(&record.event) {
+        let balances = ledger.entry(record.event.currency().code().to_owned()).or_default();
+        balances.wallets += i128::from(amount);
+        if record.event.transfer().is_some() {
+            balances.clearing -= i128::from(amount);
+        }
+    }
+}

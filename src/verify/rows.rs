@@ -104,3 +104,14 @@ pub(crate) struct ParkedRow {
     pub position: Option<Position>,
     pub error: String,
 }
+
+/// How much of a group was discarded.
+#[derive(Clone, Debug)]
+pub(crate) struct DiscardedRow {
+    pub projection: String,
+    pub events: i64,
+    /// How many wallets the events are of.
+    pub wallets: i64,
+    /// Records of no wallet.
+    pub strangers: i64,
+}

@@ -4,12 +4,14 @@ use crate::postgres::Database;
 use crate::verify::history::Histories;
 use crate::verify::order::Order;
 use crate::verify::proof::{Finding, at};
-use crate::verify::{Check, VerifyError};
+use crate::verify::{Check, DiscardedRow, VerifyError};
 
 /// The checks that are complete in themselves.
 pub(super) struct Strays {
     /// Nothing is parked.
     pub parked: Check,
+    /// What was discarded, to be known; it is no difference.
+    pub discarded: Check,
     /// The outbox is the part of the log that is not published.
     pub outbox: Check,
     /// Keys stand for commands that are in the log.
@@ -37,6 +39,7 @@ pub(super) async fn find(
     }
     Ok(Strays {
         parked: parked(database).await?,
+        discarded: discarded(database).await?,
         outbox: outbox(database, order).await?,
         keys: keys(database).await?,
         checkpoints: checkpoints(database).await?,
@@ -61,6 +64,19 @@ async fn parked(database: &Database) -> Result<Check, VerifyError> {
         finding.differs(place, "no records put aside", found);
     }
     Ok(finding.check("no records put aside", "none"))
+}
+
+async fn discarded(database: &Database) -> Result<Check, VerifyError> {
+    let rows = database.discarded_counts().await?;
+    let words = rows.iter().map(|DiscardedRow { projection, events, wallets, strangers }| {
+        let events = (*events > 0).then(|| format!("{events} events of {wallets} wallets"));
+        let strangers = (*strangers > 0).then(|| format!("{strangers} records of no wallet"));
+        let what: Vec<String> = events.into_iter().chain(strangers).collect();
+        format!("{projection}: {}", what.join(" and "))
+    });
+    let found = words.collect::<Vec<_>>().join("; ");
+    let found = if found.is_empty() { "nothing".to_owned() } else { found };
+    Ok(Finding::new("discarded").check("only what operators have discarded; `wallex dlq history` says why", found))
 }
 
 async fn outbox(database: &Database, order: &mut Order) -> Result<Check, VerifyError> {

@@ -1,6 +1,6 @@
 //! The topic beside the log: within a partition both have the same order, so this is a merge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::kafka::{HEADER_FOLLOWS, OutgoingRecord, TopicReader, TopicRecord, partition_of};
@@ -25,6 +25,8 @@ pub(super) struct TopicScan {
     finding: Finding,
     /// Why the broker could not be read any more.
     broken: Option<String>,
+    /// Partitions and offsets of foreign records that an operator has seen and discarded.
+    discarded: HashSet<(i32, i64)>,
     /// Records that were as they should be.
     records: u64,
     /// Events older than what the topic keeps.
@@ -39,7 +41,7 @@ pub(super) struct TopicScan {
 
 impl TopicScan {
     /// Compares up to a position, up to which everything has been published.
-    pub fn new(reader: TopicReader, through: Position, wait_max: Duration) -> Self {
+    pub fn new(reader: TopicReader, through: Position, wait_max: Duration, discarded: HashSet<(i32, i64)>) -> Self {
         TopicScan {
             reader,
             through,
@@ -47,6 +49,7 @@ impl TopicScan {
             patient_until: None,
             finding: Finding::new("topic"),
             broken: None,
+            discarded,
             records: 0,
             before_reach: 0,
             reaches_to: None,
@@ -73,6 +76,7 @@ impl TopicScan {
     /// Goes on in the partition to where the event must be.
     fn find(&mut self, event: &RecordedEvent, partition: i32) -> Result<(), String> {
         loop {
+            self.pass_over_discarded(partition)?;
             let Some(record) = self.reader.peek(partition)? else {
                 if self.reached_offset(partition).is_some() && self.comes_late(partition)? {
                     continue;
@@ -107,6 +111,17 @@ impl TopicScan {
                 }
             }
         }
+    }
+
+    /// Passes over foreign records that an operator has discarded: the topic keeps them for as long as it keeps any.
+    fn pass_over_discarded(&mut self, partition: i32) -> Result<(), String> {
+        while !self.discarded.is_empty()
+            && let Some(record) = self.reader.peek(partition)?
+            && self.discarded.contains(&(partition, record.offset))
+        {
+            self.reader.take(partition);
+        }
+        Ok(())
     }
 
     /// Waits for more records at a partition's end. Where a topic is made anew, the projections read from the log what it lacks
@@ -176,7 +191,9 @@ impl TopicScan {
     }
 
     fn read_to_end(&mut self, partition: i32) -> Result<(), String> {
-        while let Some(record) = self.reader.peek(partition)? {
+        loop {
+            self.pass_over_discarded(partition)?;
+            let Some(record) = self.reader.peek(partition)? else { return Ok(()) };
             let offset = record.offset;
             let last = self.last.get(&partition).map_or(0, |(_, last)| *last);
             match record.position() {
@@ -187,7 +204,6 @@ impl TopicScan {
                 position => self.surplus(partition, offset, position),
             }
         }
-        Ok(())
     }
 
     /// What it comes to.

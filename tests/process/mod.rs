@@ -122,7 +122,7 @@ impl Part {
         Self::spawn(command)
     }
 
-    fn spawn(mut command: Command) -> Part {
+    pub fn spawn(mut command: Command) -> Part {
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("wallex runs");
         Part { child }
     }
