@@ -27,7 +27,7 @@
 //!   its later events have no row to change, and are passed over.
 //! - A **projection of one's own** is given the next event after the gap, and sees it by the revision.
 //!
-//! `verify` tells what was discarded from what is missing. To have it back, rebuild the projection from the log.
+//! `verify` tells what was discarded from what is missing, and a rebuild leaves it out again.
 //!
 //! # Groups that are not projections
 //! Records can be parked for others as well. They are listed, shown and copied like any; to replay or to discard them takes the

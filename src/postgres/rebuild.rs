@@ -42,7 +42,7 @@ pub(crate) struct RebuiltTable {
 pub(crate) struct Frontier {
     /// By partition: each event up to here is in the tables, but for those left out.
     pub(crate) positions: BTreeMap<i32, Position>,
-    /// Positions of events that are parked.
+    /// Positions of events that are parked, or were discarded for good.
     pub(crate) left_out: BTreeSet<Position>,
 }
 
@@ -281,8 +281,9 @@ pub(crate) async fn frontier(
     let positions: Vec<(i32, Position)> =
         sqlx::query_as(AssertSqlSafe(statement)).bind(projection).fetch_all(&mut *transaction).await?;
     // A statement of its own, after the locks: so it sees what a replay that held them has unparked.
-    let parked = "SELECT position FROM parked_records WHERE projection = $1 AND wallet_id IS NOT NULL";
-    let left_out: Vec<Position> = sqlx::query_scalar(parked).bind(projection).fetch_all(transaction).await?;
+    let left_out = "SELECT position FROM parked_records WHERE projection = $1 AND wallet_id IS NOT NULL
+                     UNION SELECT position FROM discarded_records WHERE projection = $1 AND wallet_id IS NOT NULL";
+    let left_out: Vec<Position> = sqlx::query_scalar(left_out).bind(projection).fetch_all(transaction).await?;
     Ok(Frontier { positions: positions.into_iter().collect(), left_out: left_out.into_iter().collect() })
 }
 

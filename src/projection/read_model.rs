@@ -38,19 +38,40 @@ impl Projection for ReadModelProjection {
     }
 
     async fn apply(&mut self, events: &[EventRecord], transaction: &mut PgConnection) -> Result<(), ApplyError> {
-        let (new, changed) = collapse(events)?;
-        if !new.is_empty() {
-            insert_wallet_rows(transaction, &new).await?;
-        }
-        if !changed.is_empty() && update_wallet_rows(transaction, &changed).await? != changed.len() as u64 {
-            // One by one, the wallet that is meant is found.
-            let wallet = &changed[0].wallet_id;
-            return Err(ApplyError::Permanent(format!(
-                "the read model does not have the state that an event of wallet {wallet} or another of its batch follows"
-            )));
+        for events in runs(events) {
+            let (new, changed) = collapse(events)?;
+            if !new.is_empty() {
+                insert_wallet_rows(transaction, &new).await?;
+            }
+            if !changed.is_empty() && update_wallet_rows(transaction, &changed).await? != changed.len() as u64 {
+                // One by one, the wallet that is meant is found.
+                let wallet = &changed[0].wallet_id;
+                return Err(ApplyError::Permanent(format!(
+                    "the read model does not have the state that an event of wallet {wallet} or another of its batch follows"
+                )));
+            }
         }
         Ok(())
     }
+}
+
+/// Events, in order, cut where one does not follow its wallet's last: what lies between may have been discarded, which the rows
+/// themselves are held against.
+fn runs(events: &[EventRecord]) -> Vec<&[EventRecord]> {
+    let mut runs = Vec::new();
+    let (mut rest, mut begun) = (events, 0);
+    let mut last: HashMap<&WalletId, i64> = HashMap::new();
+    for (at, record) in events.iter().enumerate() {
+        if last.get(&record.wallet_id).is_some_and(|last| last + 1 != record.revision) {
+            let (run, next) = rest.split_at(at - begun);
+            runs.push(run);
+            (rest, begun) = (next, at);
+            last.clear();
+        }
+        last.insert(&record.wallet_id, record.revision);
+    }
+    runs.push(rest);
+    runs
 }
 
 /// Events, in order, collapsed to one row a wallet: only the last state of each counts, but every step to it is checked.

@@ -92,6 +92,13 @@ async fn the_failing_event_alone_is_discarded_and_those_behind_it_can_be_replaye
     assert!(discards.iter().all(|deed| deed["reason"] == "ticket 7" && deed["firstPosition"] == bad));
     assert_eq!(discards[0]["actionId"], discards[1]["actionId"]);
 
+    // It stays discarded when the tables are made anew.
+    for table in ["ledger", "read-model"] {
+        let rebuilt = operator.run(&["project", table, "--rebuild", "-o", "json"]).await;
+        assert!(rebuilt.status.success(), "{}{}", String::from_utf8_lossy(&rebuilt.stdout), stderr(&rebuilt));
+    }
+    operator.verified().await;
+
     // A difference that nobody has discarded is one still.
     let other = positions_of(&world, VICTIM).await.into_iter().rfind(|at| *at > bad).expect("a later one");
     world.database.run(&format!("DELETE FROM ledger_postings WHERE position = {other}")).await;

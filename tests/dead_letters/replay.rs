@@ -78,7 +78,8 @@ async fn what_is_parked_is_listed_shown_replayed_and_accounted_for() {
         serde_json::from_str(letter["value"]["text"].as_str().expect("text")).expect("the relay's JSON");
     assert_eq!((&value["aggregateId"], &value["id"]), (&VICTIM.into(), &letter["event"]["id"]));
     let headers = letter["headers"].as_array().expect("headers");
-    assert!(headers.iter().any(|header| header["name"] == "position" && header["value"]["text"] == bad.to_string()));
+    let at = bad.to_string();
+    assert!(headers.iter().any(|header| header["name"] == "position" && header["value"]["text"] == at.as_str()));
     let chain = letter["errorChain"].as_array().expect("a chain");
     let cause = chain.last().and_then(|cause| cause.as_str()).expect("a cause");
     assert_eq!(cause, format!("constraint poison_{bad}, table ledger_postings, SQLSTATE 23514"), "{chain:?}");

@@ -13,7 +13,7 @@
 //!
 //! # What is left out
 //! A checkpoint stands for all events up to it but those that are parked. They are parked after a rebuild as before it, so their
-//! events are not applied; what is replayed while a rebuild runs is applied by it too.
+//! events are not applied; what is replayed while a rebuild runs is applied by it too. What was discarded stays so.
 //!
 //! # What a swap cannot do
 //! A reader's transaction that began before the swap with a snapshot of its own (repeatable read), and reads the table only
@@ -95,7 +95,7 @@ pub struct Rebuilt {
     pub swapped: bool,
     /// How many events it was made of.
     pub events: u64,
-    /// How many events are parked, and so were left out.
+    /// How many events are parked, or were discarded, and so were left out.
     pub parked: u64,
     /// How many rows were compared.
     pub rows: i64,
