@@ -3,8 +3,12 @@
 //! ```toml
 //! database-url = "postgres://wallex@db.example/wallex"
 //! listen = "127.0.0.1:3000"
+//!
+//! [kafka]
+//! security.protocol = "sasl_ssl"
 //! ```
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -24,17 +28,24 @@ pub(super) enum FileError {
     Toml { path: PathBuf, reason: String },
     #[error("{} sets {key}, which is no option of wallex; options are written as on the command line, without the dashes", path.display())]
     Unknown { path: PathBuf, key: String },
+    #[error("{} sets kafka-config, which is for the command line; write its lines in a table of their own, [kafka]", .0.display())]
+    KafkaConfig(PathBuf),
     #[error("{} sets {key} to something that is no text, number, yes or no, or list of these", path.display())]
     Value { path: PathBuf, key: String },
 }
 
-/// The command with the file's values as its options' defaults.
-pub(super) fn with_defaults(command: Command, arguments: &[OsString]) -> Result<Command, FileError> {
+/// The command with the file's values as its options' defaults, and the Kafka properties of its table `kafka`.
+pub(super) fn with_defaults(
+    command: Command,
+    arguments: &[OsString],
+) -> Result<(Command, BTreeMap<String, String>), FileError> {
     let named = named_file(arguments);
     let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(command),
+        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            return Ok((command, BTreeMap::new()));
+        }
         Err(source) => return Err(FileError::Read { path, source }),
     };
     apply(command, &text, &path)
@@ -56,13 +67,22 @@ fn named_file(arguments: &[OsString]) -> Option<PathBuf> {
     std::env::var_os("WALLEX_CONFIG").map(PathBuf::from)
 }
 
-fn apply(mut command: Command, text: &str, path: &Path) -> Result<Command, FileError> {
+fn apply(mut command: Command, text: &str, path: &Path) -> Result<(Command, BTreeMap<String, String>), FileError> {
     // A parser's message may quote the line, and the line may hold a password.
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| FileError::Toml {
         path: path.to_owned(),
         reason: error.message().to_owned(),
     })?;
+    let mut kafka = BTreeMap::new();
     for (key, value) in table {
+        if key == "kafka" {
+            properties(&value, String::new(), &mut kafka)
+                .map_err(|key| FileError::Value { path: path.to_owned(), key })?;
+            continue;
+        }
+        if key == "kafka-config" {
+            return Err(FileError::KafkaConfig(path.to_owned()));
+        }
         let values = texts(&value).ok_or_else(|| FileError::Value { path: path.to_owned(), key: key.clone() })?;
         let mut known = false;
         command = set_default(command, &key, &values, &mut known);
@@ -70,7 +90,24 @@ fn apply(mut command: Command, text: &str, path: &Path) -> Result<Command, FileE
             return Err(FileError::Unknown { path: path.to_owned(), key });
         }
     }
-    Ok(command)
+    Ok((command, kafka))
+}
+
+/// Properties by their whole names, whether these are written with dots, as tables, or quoted. The error is the name of one
+/// that has no value of its own.
+fn properties(value: &toml::Value, name: String, found: &mut BTreeMap<String, String>) -> Result<(), String> {
+    if let toml::Value::Table(table) = value {
+        for (part, value) in table {
+            let name = if name.is_empty() { part.clone() } else { format!("{name}.{part}") };
+            properties(value, name, found)?;
+        }
+        return Ok(());
+    }
+    match texts(value).as_deref() {
+        Some([text]) if !name.is_empty() => found.insert(name, text.clone()),
+        _ => return Err(format!("kafka.{name}")),
+    };
+    Ok(())
 }
 
 fn set_default(mut command: Command, key: &str, values: &[String], known: &mut bool) -> Command {
@@ -111,7 +148,7 @@ mod tests {
     }
 
     fn listen(file: &str, arguments: &[&str]) -> String {
-        let command = apply(command(), file, Path::new("wallex.toml")).expect("a good file");
+        let (command, _) = apply(command(), file, Path::new("wallex.toml")).expect("a good file");
         let matches = command.try_get_matches_from(arguments).expect("good arguments");
         let (_, serve) = matches.subcommand().expect("a verb");
         serve.get_one::<String>("listen").expect("a default").clone()
@@ -122,6 +159,17 @@ mod tests {
         assert_eq!(listen("", &["wallex", "serve"]), "127.0.0.1:3000");
         assert_eq!(listen("listen = \"127.0.0.1:1\"", &["wallex", "serve"]), "127.0.0.1:1");
         assert_eq!(listen("listen = \"127.0.0.1:1\"", &["wallex", "serve", "--listen", "127.0.0.1:2"]), "127.0.0.1:2");
+    }
+
+    #[test]
+    fn kafka_properties_may_be_written_with_dots_or_quoted() {
+        let file = "[kafka]\nsasl.username = \"wallex\"\n\"ssl.ca.location\" = \"/ca.pem\"\nlinger.ms = 5";
+        let (_, kafka) = apply(command(), file, Path::new("wallex.toml")).expect("a good file");
+        let expected = [("linger.ms", "5"), ("sasl.username", "wallex"), ("ssl.ca.location", "/ca.pem")];
+        assert_eq!(kafka, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+        let wrong = apply(command(), "[kafka]\nsasl.password = [\"secret\", \"b\"]", Path::new("wallex.toml"));
+        let wrong = wrong.expect_err("a list").to_string();
+        assert!(wrong.contains("kafka.sasl.password") && !wrong.contains("secret"), "{wrong}");
     }
 
     #[test]

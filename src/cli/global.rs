@@ -1,10 +1,13 @@
 //! Options that every verb has, turned once into what they mean.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use color_eyre::eyre::eyre;
 
 use crate::cli::Format;
+use crate::kafka::is_secret;
 use crate::runtime::Config;
 
 /// Options that every verb has.
@@ -25,7 +28,10 @@ pub(super) struct Global {
     kafka_brokers: Option<String>,
 
     /// Anything librdkafka can be told, by its own name; may be given more than once
-    #[arg(long, global = true, env = "WALLEX_KAFKA_CONFIG", value_name = "NAME=VALUE", hide_env_values = true)]
+    ///
+    /// In the environment sasl.username is WALLEX_KAFKA_SASL_USERNAME, and so on; in wallex.toml it stands in the table
+    /// [kafka]. Passwords are taken from these two only: a command line can be read by everybody on the machine.
+    #[arg(long, global = true, value_name = "NAME=VALUE")]
     kafka_config: Vec<String>,
 
     /// A file of defaults; left out: wallex.toml in the current directory, if there is one
@@ -42,20 +48,69 @@ pub(super) struct Global {
 }
 
 impl Global {
-    pub(super) fn config(&self) -> color_eyre::Result<Config> {
-        let mut config = Config {
-            data_dir: self.data_dir.clone(),
-            database_url: self.database_url.clone().filter(|url| !url.is_empty()),
-            kafka_brokers: self.kafka_brokers.clone().filter(|brokers| !brokers.is_empty()),
-            ..Config::default()
-        };
+    /// What the options mean, together with the Kafka properties that the file sets.
+    pub(super) fn config(&self, file_properties: BTreeMap<String, String>) -> color_eyre::Result<Config> {
+        let mut kafka_properties = file_properties;
+        kafka_properties.extend(properties_of(std::env::vars_os())?);
         for property in &self.kafka_config {
             // The value may be a secret, so only the name is ever repeated.
             let (name, value) = property
                 .split_once('=')
+                .map(|(name, value)| (name.trim(), value))
                 .ok_or_else(|| eyre!("--kafka-config must be NAME=VALUE, such as security.protocol=ssl"))?;
-            config.kafka_properties.insert(name.trim().to_owned(), value.to_owned());
+            if is_secret(name) {
+                return Err(eyre!(
+                    "{name} on the command line can be read by everybody on this machine; give it as {PREFIX}{} or in the \
+                     table [kafka] of wallex.toml",
+                    name.replace('.', "_").to_uppercase()
+                ));
+            }
+            kafka_properties.insert(name.to_owned(), value.to_owned());
         }
-        Ok(config)
+        Ok(Config {
+            data_dir: self.data_dir.clone(),
+            database_url: self.database_url.clone().filter(|url| !url.is_empty()),
+            kafka_brokers: self.kafka_brokers.clone().filter(|brokers| !brokers.is_empty()),
+            kafka_properties,
+            ..Config::default()
+        })
+    }
+}
+
+/// How the environment names a Kafka property: this, and then the property in capitals with _ for each dot.
+const PREFIX: &str = "WALLEX_KAFKA_";
+/// This one is an option of its own.
+const BROKERS: &str = "WALLEX_KAFKA_BROKERS";
+
+/// The Kafka properties that the environment sets. An empty one is as good as none.
+fn properties_of(
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> color_eyre::Result<BTreeMap<String, String>> {
+    let mut properties = BTreeMap::new();
+    for (name, value) in environment {
+        let Some(variable) = name.to_str().filter(|name| *name != BROKERS) else { continue };
+        let Some(property) = variable.strip_prefix(PREFIX) else { continue };
+        let value = value.into_string().map_err(|_| eyre!("{variable} is not text in UTF-8"))?;
+        if !value.is_empty() {
+            properties.insert(property.to_lowercase().replace('_', "."), value);
+        }
+    }
+    Ok(properties)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_names_a_property_in_capitals() {
+        let environment = [
+            ("WALLEX_KAFKA_SASL_PASSWORD", "a=b"),
+            ("WALLEX_KAFKA_BROKERS", "kafka:9092"),
+            ("WALLEX_KAFKA_SSL_CA_LOCATION", ""),
+            ("KAFKA_LINGER_MS", "5"),
+        ];
+        let found = properties_of(environment.map(|(name, value)| (name.into(), value.into()))).expect("text");
+        assert_eq!(found, BTreeMap::from([("sasl.password".to_owned(), "a=b".to_owned())]));
     }
 }

@@ -22,6 +22,7 @@ mod text;
 mod topics;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -94,7 +95,7 @@ enum Verb {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     match parse(&arguments) {
-        Ok(arguments) => run(arguments),
+        Ok((arguments, kafka)) => run(arguments, kafka),
         Err(Refused::Usage(error)) => {
             // Help and version are asked for and go to stdout; the rest is wrong usage. A closed pipe is no error.
             let _ = error.print();
@@ -109,19 +110,20 @@ enum Refused {
     File(file::FileError),
 }
 
-fn parse(arguments: &[OsString]) -> Result<Arguments, Refused> {
-    let command = file::with_defaults(Arguments::command(), arguments).map_err(Refused::File)?;
+/// The arguments, and the Kafka properties that the file sets.
+fn parse(arguments: &[OsString]) -> Result<(Arguments, BTreeMap<String, String>), Refused> {
+    let (command, kafka) = file::with_defaults(Arguments::command(), arguments).map_err(Refused::File)?;
     let matches = command.try_get_matches_from(arguments).map_err(Refused::Usage)?;
-    Arguments::from_arg_matches(&matches).map_err(Refused::Usage)
+    Ok((Arguments::from_arg_matches(&matches).map_err(Refused::Usage)?, kafka))
 }
 
-fn run(arguments: Arguments) -> ExitCode {
+fn run(arguments: Arguments, kafka: BTreeMap<String, String>) -> ExitCode {
     telemetry::start(&arguments.global.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return could_not_run(&error),
     };
-    let outcome = runtime.block_on(dispatch(arguments));
+    let outcome = runtime.block_on(dispatch(arguments, kafka));
     // A blocking call into a broker that is away must not hold up the exit.
     runtime.shutdown_background();
     match outcome {
@@ -135,8 +137,8 @@ fn could_not_run(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(EXIT_COULD_NOT_RUN)
 }
 
-async fn dispatch(arguments: Arguments) -> Outcome {
-    let config = arguments.global.config()?;
+async fn dispatch(arguments: Arguments, kafka: BTreeMap<String, String>) -> Outcome {
+    let config = arguments.global.config(kafka)?;
     let output = Output { format: arguments.global.output };
     match arguments.verb {
         Verb::Serve(args) => serve::run(&args, config, &output).await,

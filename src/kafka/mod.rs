@@ -2,11 +2,13 @@
 //!
 //! The only room, beside the embedded broker's, that names the `rdkafka` crate's types.
 
+mod administrator;
 mod consumer;
 mod headers;
 mod kept_headers;
 mod partitioner;
 mod producer;
+mod properties;
 mod record;
 mod tail;
 mod topic_reader;
@@ -18,10 +20,13 @@ use std::fmt;
 
 use rdkafka::ClientConfig;
 
+pub use administrator::TopicsError;
 pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer};
 pub(crate) use kept_headers::{keep_headers, kept_headers};
 pub use partitioner::partition_of;
 pub(crate) use producer::{Delivery, Publisher, SendError};
+pub use properties::PropertyError;
+pub(crate) use properties::is_secret;
 pub use record::{
     EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_FOLLOWS,
     HEADER_POSITION, HEADER_REVISION, OutgoingRecord, RecordError,
@@ -29,7 +34,7 @@ pub use record::{
 pub(crate) use tail::{PartitionTail, TopicTail};
 pub(crate) use topic_reader::{TopicReader, TopicRecord};
 pub(crate) use topics::ensure_topic;
-pub use topics::{Setting, TopicReport, TopicsError, TopicsReport, Verdict, apply_topics, inspect_topics};
+pub use topics::{Setting, TopicReport, TopicsReport, Verdict, apply_topics, inspect_topics};
 pub(crate) use watermarks::{OffsetReader, Offsets};
 
 /// The topic that carries every event.
@@ -51,7 +56,8 @@ pub struct KafkaConfig {
     pub brokers: String,
     /// Whether this is the broker embedded in `serve`: volatile, and bounded to 5 MiB a partition.
     pub embedded: bool,
-    /// Anything else that librdkafka can be told, by its own names. It wins over our defaults.
+    /// Anything else that librdkafka can be told, by its own names, but for what promises stand on; see [`PropertyError`].
+    /// It wins over our defaults.
     pub properties: BTreeMap<String, String>,
 }
 

@@ -2,29 +2,13 @@
 //!
 //! What is missing is made, and a setting is changed where that takes nothing away. Nothing is ever deleted, shrunk or cut
 //! into more partitions: a wallet's events would be spread over two of them, and their order lost.
-//!
-//! Topics are asked for all at once and never by name, since a question by name makes a topic where the broker is set to
-//! make what is missing (Kafka's own default), with a number of partitions that nobody chose.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, ConfigResource, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
-};
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
-use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::admin::ConfigResource;
 use serde::Serialize;
-use thiserror::Error;
 
+use crate::kafka::administrator::{Administrator, TopicsError};
 use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
 
-/// How long a question to the broker may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a topic just made is looked for.
-const APPEARANCE_POLL: Duration = Duration::from_millis(50);
 /// More copies than this are not asked for, however many brokers there are.
 const COPIES_MAX: usize = 3;
 
@@ -41,43 +25,6 @@ const WANTED: [Wanted; 2] = [
     Wanted { name: EVENTS_TOPIC, partitions: EVENTS_PARTITIONS, retention_ms: 7 * DAY_MS },
     Wanted { name: DLQ_TOPIC, partitions: DLQ_PARTITIONS, retention_ms: 30 * DAY_MS },
 ];
-
-/// Why the topics are not known, or could not be put right.
-#[derive(Debug, Error)]
-pub enum TopicsError {
-    /// A setting that librdkafka does not know, or a value that it does not take.
-    #[error("the Kafka client cannot be made: {0}")]
-    Client(String),
-    /// The broker did not answer, or not to us.
-    #[error("{brokers} does not answer: {reason}")]
-    Away {
-        /// `bootstrap.servers`.
-        brokers: String,
-        /// Why, as far as the client knows.
-        reason: String,
-    },
-    /// The broker refused.
-    #[error("the broker does not let {what}: {reason}")]
-    Refused {
-        /// What was asked, such as `wallet-events be made`.
-        what: String,
-        /// What it said.
-        reason: String,
-    },
-    /// Published to, keys would be placed otherwise than every consumer expects.
-    #[error(
-        "topic {topic} has {found} partitions and not {expected}, so nothing is published to it: keys would be placed \
-         otherwise than every consumer expects. `wallex topics` says what can be done"
-    )]
-    Partitions {
-        /// Its name.
-        topic: &'static str,
-        /// How many it has.
-        found: usize,
-        /// How many it should have.
-        expected: i32,
-    },
-}
 
 /// What should be, what is, and the difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -125,6 +72,13 @@ pub struct Setting {
     value: String,
 }
 
+impl Setting {
+    /// Name and value, as `--apply` sets them.
+    fn pair(&self) -> (&'static str, &str) {
+        (self.name, &self.value)
+    }
+}
+
 /// What is to be done about a property of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -149,7 +103,7 @@ const REPLICATE: &str = "the copies of a topic that exists are added with Kafka'
 /// # Errors
 /// [`TopicsError`] where the brokers do not answer.
 pub async fn inspect_topics(kafka: &KafkaConfig) -> Result<TopicsReport, TopicsError> {
-    Administrator::new(kafka)?.inspect().await
+    inspect(&Administrator::new(kafka)?, kafka.embedded).await
 }
 
 /// Makes what is missing and sets what can be set, and tells what was done, a line each, and what the topics are then.
@@ -158,20 +112,20 @@ pub async fn inspect_topics(kafka: &KafkaConfig) -> Result<TopicsReport, TopicsE
 /// [`TopicsError`] where the brokers do not answer or refuse.
 pub async fn apply_topics(kafka: &KafkaConfig) -> Result<(Vec<String>, TopicsReport), TopicsError> {
     let administrator = Administrator::new(kafka)?;
-    let report = administrator.inspect().await?;
+    let report = inspect(&administrator, kafka.embedded).await?;
     let mut done = Vec::new();
     for topic in &report.topics {
         if topic.exists {
-            done.extend(administrator.set(topic).await?);
+            done.extend(set(&administrator, topic).await?);
         } else {
-            administrator.make(topic).await?;
+            make(&administrator, topic).await?;
             done.push(format!("made {}", topic.topic));
         }
     }
     if done.is_empty() {
         return Ok((done, report));
     }
-    let report = administrator.inspect().await?;
+    let report = inspect(&administrator, kafka.embedded).await?;
     Ok((done, report))
 }
 
@@ -192,7 +146,7 @@ pub(crate) async fn ensure_topic(kafka: &KafkaConfig, topic: &str) -> Result<(),
         Some((found, _)) => Err(TopicsError::Partitions { topic: wanted.name, found, expected: wanted.partitions }),
         None => {
             tracing::info!(topic, "the topic is missing; making it");
-            administrator.make(&missing(wanted, cluster.brokers)).await
+            make(&administrator, &missing(wanted, cluster.brokers)).await
         }
     }
 }
@@ -200,152 +154,41 @@ pub(crate) async fn ensure_topic(kafka: &KafkaConfig, topic: &str) -> Result<(),
 const PARTITIONS: &str = "partitions";
 const REPLICATION: &str = "replication";
 
-/// Asks and tells a cluster about its topics.
-struct Administrator {
-    client: Arc<AdminClient<LastError>>,
-    brokers: String,
-    /// The embedded broker tells of no settings.
-    embedded: bool,
+async fn inspect(administrator: &Administrator, embedded: bool) -> Result<TopicsReport, TopicsError> {
+    let cluster = administrator.cluster().await?;
+    let mut topics = Vec::with_capacity(WANTED.len());
+    for wanted in &WANTED {
+        let report = match cluster.topic(wanted.name) {
+            Some((partitions, copies)) => {
+                // The embedded broker tells of no settings.
+                let found = if embedded { None } else { Some(administrator.settings_of(wanted.name).await?) };
+                compared(wanted, cluster.brokers, partitions, copies, found.as_ref())
+            }
+            None => missing(wanted, cluster.brokers),
+        };
+        topics.push(report);
+    }
+    Ok(TopicsReport { ok: topics.iter().all(|topic| topic.ok), brokers: cluster.brokers, topics })
 }
 
-/// What the cluster says of itself.
-struct Cluster {
-    brokers: usize,
-    /// Partitions, and copies of the partition that has the fewest; only topics that are there.
-    topics: Vec<(String, usize, usize)>,
+async fn make(administrator: &Administrator, report: &TopicReport) -> Result<(), TopicsError> {
+    let count = |name: &str| {
+        let setting = report.settings.iter().find(|setting| setting.name == name);
+        setting.and_then(|setting| setting.value.parse().ok()).unwrap_or(1)
+    };
+    let settings: Vec<_> = report.settings.iter().filter(|setting| is_kafkas(setting)).map(Setting::pair).collect();
+    administrator.make(report.topic, count(PARTITIONS), count(REPLICATION), &settings).await
 }
 
-impl Cluster {
-    fn topic(&self, name: &str) -> Option<(usize, usize)> {
-        self.topics.iter().find(|(found, ..)| found == name).map(|(_, partitions, copies)| (*partitions, *copies))
+/// Sets what can be set; a line for each.
+async fn set(administrator: &Administrator, report: &TopicReport) -> Result<Vec<String>, TopicsError> {
+    let settable = report.settings.iter().filter(|setting| setting.verdict == Verdict::Settable);
+    let settings: Vec<_> = settable.map(Setting::pair).collect();
+    if settings.is_empty() {
+        return Ok(Vec::new());
     }
-}
-
-impl Administrator {
-    fn new(kafka: &KafkaConfig) -> Result<Self, TopicsError> {
-        let client = kafka
-            .client_config(&[], &[])
-            .create_with_context(LastError::default())
-            .map_err(|error| TopicsError::Client(error.to_string()))?;
-        Ok(Administrator { client: Arc::new(client), brokers: kafka.brokers.clone(), embedded: kafka.embedded })
-    }
-
-    fn options() -> AdminOptions {
-        AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT)).operation_timeout(Some(ANSWER_TIMEOUT))
-    }
-
-    fn away(&self, error: &KafkaError) -> TopicsError {
-        let reason = self.client.inner().context().reason().unwrap_or_else(|| error.to_string());
-        TopicsError::Away { brokers: self.brokers.clone(), reason }
-    }
-
-    async fn cluster(&self) -> Result<Cluster, TopicsError> {
-        let client = Arc::clone(&self.client);
-        let asked = tokio::task::spawn_blocking(move || client.inner().fetch_metadata(None, ANSWER_TIMEOUT)).await;
-        let metadata = match asked {
-            Ok(answer) => answer.map_err(|error| self.away(&error))?,
-            Err(error) => return Err(TopicsError::Client(error.to_string())),
-        };
-        let described = |topic: &rdkafka::metadata::MetadataTopic| {
-            let partitions = topic.partitions();
-            let copies = partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
-            (topic.name().to_owned(), partitions.len(), copies)
-        };
-        let topics = metadata.topics().iter().map(described).filter(|(_, partitions, _)| *partitions > 0).collect();
-        Ok(Cluster { brokers: metadata.brokers().len(), topics })
-    }
-
-    async fn inspect(&self) -> Result<TopicsReport, TopicsError> {
-        let cluster = self.cluster().await?;
-        let mut topics = Vec::with_capacity(WANTED.len());
-        for wanted in &WANTED {
-            let report = match cluster.topic(wanted.name) {
-                Some((partitions, copies)) => {
-                    let found = if self.embedded { None } else { Some(self.settings_of(wanted.name).await?) };
-                    compared(wanted, cluster.brokers, partitions, copies, found.as_ref())
-                }
-                None => missing(wanted, cluster.brokers),
-            };
-            topics.push(report);
-        }
-        Ok(TopicsReport { ok: topics.iter().all(|topic| topic.ok), brokers: cluster.brokers, topics })
-    }
-
-    async fn settings_of(&self, topic: &str) -> Result<ConfigResource, TopicsError> {
-        let asked = self.client.describe_configs([&ResourceSpecifier::Topic(topic)], &Self::options()).await;
-        let answer = asked.map_err(|error| self.away(&error))?;
-        match answer.into_iter().next() {
-            Some(Ok(settings)) => Ok(settings),
-            Some(Err(code)) => {
-                Err(TopicsError::Refused { what: format!("the settings of {topic} be read"), reason: code.to_string() })
-            }
-            None => Err(TopicsError::Refused {
-                what: format!("the settings of {topic} be read"),
-                reason: "it answered with nothing".to_owned(),
-            }),
-        }
-    }
-
-    /// Makes a topic that is missing, and waits until it is to be seen.
-    async fn make(&self, report: &TopicReport) -> Result<(), TopicsError> {
-        let value = |name: &str| {
-            let setting = report.settings.iter().find(|setting| setting.name == name);
-            setting.and_then(|setting| setting.value.parse().ok()).unwrap_or(1)
-        };
-        let copies = TopicReplication::Fixed(value(REPLICATION));
-        let mut topic = NewTopic::new(report.topic, value(PARTITIONS), copies);
-        for setting in report.settings.iter().filter(|setting| is_kafkas(setting)) {
-            topic = topic.set(setting.name, &setting.value);
-        }
-        let asked = self.client.create_topics([&topic], &Self::options()).await;
-        match asked.map_err(|error| self.away(&error))?.into_iter().next() {
-            Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
-                return Err(TopicsError::Refused {
-                    what: format!("{} be made", report.topic),
-                    reason: code.to_string(),
-                });
-            }
-            _ => {}
-        }
-        let until = Instant::now() + ANSWER_TIMEOUT;
-        while self.cluster().await?.topic(report.topic).is_none() && Instant::now() < until {
-            tokio::time::sleep(APPEARANCE_POLL).await;
-        }
-        Ok(())
-    }
-
-    /// Sets what can be set; a line for each.
-    async fn set(&self, report: &TopicReport) -> Result<Vec<String>, TopicsError> {
-        let settable: Vec<&Setting> =
-            report.settings.iter().filter(|setting| setting.verdict == Verdict::Settable).collect();
-        if settable.is_empty() {
-            return Ok(Vec::new());
-        }
-        let found = self.settings_of(report.topic).await?;
-        // The request names all that is to be set: whatever it does not name falls back to the broker's default.
-        let mut request = AlterConfig::new(ResourceSpecifier::Topic(report.topic));
-        for entry in found.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic) {
-            if let Some(value) = entry.value.as_deref()
-                && settable.iter().all(|setting| setting.name != entry.name)
-            {
-                request = request.set(&entry.name, value);
-            }
-        }
-        for setting in &settable {
-            request = request.set(setting.name, &setting.value);
-        }
-        let asked = self.client.alter_configs([&request], &Self::options()).await;
-        if let Some(Err((_, code))) = asked.map_err(|error| self.away(&error))?.into_iter().next() {
-            return Err(TopicsError::Refused {
-                what: format!("the settings of {} be changed", report.topic),
-                reason: code.to_string(),
-            });
-        }
-        Ok(settable
-            .iter()
-            .map(|setting| format!("set {} of {} to {}", setting.name, report.topic, setting.value))
-            .collect())
-    }
+    administrator.set(report.topic, &settings).await?;
+    Ok(settings.iter().map(|(name, value)| format!("set {name} of {} to {value}", report.topic)).collect())
 }
 
 /// Whether it is a setting in Kafka's own sense.
@@ -483,28 +326,4 @@ fn compared(
         report.ok = report.settings.iter().all(|setting| setting.verdict == Verdict::Ok);
     }
     report
-}
-
-/// Keeps what the client said last about its connections: its errors themselves only say that time ran out.
-#[derive(Default)]
-pub(crate) struct LastError(Mutex<Option<String>>);
-
-impl LastError {
-    fn reason(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl ClientContext for LastError {
-    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, message, "librdkafka");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "administration");
-        // "All brokers are down" comes last and says least.
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        }
-    }
 }

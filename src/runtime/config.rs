@@ -16,7 +16,8 @@ pub struct Config {
     pub database_url: Option<String>,
     /// Brokers of one's own instead of the embedded one: `host:port`, separated by commas.
     pub kafka_brokers: Option<String>,
-    /// Anything else that librdkafka can be told, by its own names.
+    /// Anything else that librdkafka can be told, by its own names, but for what promises stand on; see
+    /// [`PropertyError`](crate::kafka::PropertyError).
     pub kafka_properties: BTreeMap<String, String>,
     /// Which parts to run.
     pub parts: Parts,

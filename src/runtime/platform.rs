@@ -5,7 +5,7 @@ use std::path::Path;
 use thiserror::Error;
 
 use crate::embedded::{BrokerError, DataDir, DataDirError, EmbeddedBroker, ManagedPostgres, PostgresError, ServeInfo};
-use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
+use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, PropertyError};
 use crate::postgres::{Database, DatabaseError};
 use crate::runtime::Config;
 
@@ -24,6 +24,9 @@ pub enum OpenError {
     /// The embedded broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// A property of the Kafka clients.
+    #[error(transparent)]
+    Property(#[from] PropertyError),
     /// The database.
     #[error(transparent)]
     Database(#[from] DatabaseError),
@@ -63,6 +66,8 @@ impl Platform {
     /// # Errors
     /// [`OpenError`], by what could not be had.
     pub async fn start(config: &Config) -> Result<Self, OpenError> {
+        // What can be known to be wrong is known before anything is started.
+        kafka_of(config, config.kafka_brokers.clone().unwrap_or_default(), config.kafka_brokers.is_none()).check()?;
         let path = DataDir::resolve(config.data_dir.clone())?;
         let data_dir = DataDir::acquire(&path)?;
         let postgres = match config.database_url {
@@ -85,7 +90,7 @@ impl Platform {
             (None, Some(broker)) => broker.bootstrap_servers().to_owned(),
             (None, None) => String::new(),
         };
-        let kafka = KafkaConfig { brokers, embedded: broker.is_some(), properties: config.kafka_properties.clone() };
+        let kafka = kafka_of(config, brokers, broker.is_some());
         Ok(Platform { data_dir, postgres, broker, database_url, database, kafka })
     }
 
@@ -142,7 +147,7 @@ impl Attachment {
     pub async fn find(config: &Config) -> Result<Self, OpenError> {
         let path = DataDir::resolve(config.data_dir.clone())?;
         let serve = DataDir::find_running(&path)?;
-        let kafka = broker_of(config, serve.as_ref());
+        let kafka = broker_of(config, serve.as_ref())?;
         let url = config.database_url.clone().or(serve.as_ref().map(|serve| serve.database_url.clone()));
         if let Some(url) = url {
             let database = Database::connect(&url, CONNECTIONS_MAX).await?;
@@ -175,7 +180,7 @@ impl Attachment {
             Some(_) => None,
             None => DataDir::find_running(&DataDir::resolve(config.data_dir.clone())?)?,
         };
-        broker_of(config, running.as_ref()).ok_or(OpenError::NoBroker)
+        broker_of(config, running.as_ref())?.ok_or(OpenError::NoBroker)
     }
 
     /// Stops what was started for this attachment.
@@ -188,14 +193,17 @@ impl Attachment {
 }
 
 /// The broker that is named, or else that of the running `serve`.
-fn broker_of(config: &Config, serve: Option<&ServeInfo>) -> Option<KafkaConfig> {
+fn broker_of(config: &Config, serve: Option<&ServeInfo>) -> Result<Option<KafkaConfig>, OpenError> {
     let named = config.kafka_brokers.clone().map(|brokers| (brokers, false));
     let found = serve.map(|serve| (serve.kafka_brokers.clone(), serve.embedded_kafka));
-    named.or(found).map(|(brokers, embedded)| KafkaConfig {
-        brokers,
-        embedded,
-        properties: config.kafka_properties.clone(),
-    })
+    let Some((brokers, embedded)) = named.or(found) else { return Ok(None) };
+    let kafka = kafka_of(config, brokers, embedded);
+    kafka.check()?;
+    Ok(Some(kafka))
+}
+
+fn kafka_of(config: &Config, brokers: String, embedded: bool) -> KafkaConfig {
+    KafkaConfig { brokers, embedded, properties: config.kafka_properties.clone() }
 }
 
 fn has_cluster(data_dir: &Path) -> bool {

@@ -53,13 +53,15 @@ impl Serve {
     }
 
     pub fn start_with(data_dir: &Path, arguments: &[&str]) -> Serve {
-        let place = data_dir.to_str().expect("a path in UTF-8");
+        let mut command = wallex(&["serve", "--listen", "127.0.0.1:0", "--log", "error"]);
+        command.args(arguments).stderr(Stdio::null());
+        Self::start_as(data_dir, command)
+    }
+
+    /// With everything that a command can be told, such as where its log goes.
+    pub fn start_as(data_dir: &Path, mut serve: Command) -> Serve {
         let started = Instant::now();
-        let child = wallex(&["serve", "--listen", "127.0.0.1:0", "--log", "error", "--data-dir", place])
-            .args(arguments)
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("wallex runs");
+        let mut child = serve.arg("--data-dir").arg(data_dir).spawn().expect("wallex runs");
         loop {
             // There once everything is: the note is written last.
             match DataDir::find_running(data_dir) {
@@ -67,7 +69,10 @@ impl Serve {
                     let start_took = started.elapsed();
                     return Serve { child, data_dir: data_dir.to_owned(), start_took, info };
                 }
-                _ if started.elapsed() > START_PATIENCE => panic!("serve did not start in {START_PATIENCE:?}"),
+                _ if started.elapsed() > START_PATIENCE => {
+                    let _ = child.kill();
+                    panic!("serve did not start in {START_PATIENCE:?}");
+                }
                 _ => std::thread::sleep(Duration::from_millis(10)),
             }
         }

@@ -1,5 +1,7 @@
 //! wallex on a real Apache Kafka, with Kafka's own tools as the judge.
 
+#[path = "../certificates/mod.rs"]
+mod certificates;
 #[path = "../kafka/mod.rs"]
 mod kafka;
 #[path = "../process/mod.rs"]
@@ -7,6 +9,7 @@ mod process;
 
 #[path = "."]
 mod on_a_real_kafka {
+    mod connections;
     mod records;
     mod topics;
 }
