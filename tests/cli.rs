@@ -54,7 +54,7 @@ fn what_cannot_run_says_so_in_one_line_and_exits_with_2() {
     let nobody = format!("postgres://u:secret-word@{port}/d");
     drop(taken);
     let refused = serve(&nobody);
-    assert_one_clear_line(&refused, &["cannot connect", "u:***@", "refused"]);
+    assert_one_clear_line(&refused, &["cannot connect", "u:***@", "refused", "--database-url"]);
     assert!(!stderr(&refused).contains("secret-word"));
 
     assert_one_clear_line(&run(&["verify", "--data-dir", &path("empty")]), &["wallex serve", "--database-url"]);
@@ -71,6 +71,7 @@ fn wrong_usage_names_what_would_be_right() {
         (&["loadtest", "--wallets", "1"], "2"),
         (&["loadtest", "--distribution", "odd"], "uniform"),
         (&["serve", "--only", "web"], "http"),
+        (&["serve", "--listen", "somewhere:3000"], "127.0.0.1:3000"),
         (&["project", "ledgers"], "ledger"),
     ] {
         let output = run(arguments);
@@ -123,6 +124,22 @@ fn commands_find_the_running_serve_and_answer_in_json() {
     let verify = ask(&["verify"]);
     assert!(verify.status.success());
     assert_eq!(keys(&json(&verify)), BTreeSet::from(["checks", "ok", "position"]));
+
+    // Again and again, until Ctrl-C.
+    let mut watching = wallex(&["lag", "--watch", "1", "-o", "json", "--data-dir", serve.data_dir()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("wallex");
+    let told = watching.stdout.take().expect("a pipe");
+    let mut reports = serde_json::Deserializer::from_reader(told).into_iter::<Value>();
+    for _ in 0..2 {
+        let report = reports.next().expect("another report").expect("JSON");
+        assert_eq!(keys(&report), keys(&lag));
+    }
+    let process = nix::unistd::Pid::from_raw(watching.id() as i32);
+    nix::sys::signal::kill(process, Signal::SIGINT).expect("a signal");
+    assert_eq!(watching.wait().expect("its end").code(), Some(130));
 
     // A reader that has seen enough is no error.
     let mut closed = wallex(&["lag", "--data-dir", serve.data_dir()])

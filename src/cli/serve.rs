@@ -23,7 +23,7 @@ Examples:
   WALLEX_DATABASE_URL=postgres://wallex@db/wallex WALLEX_KAFKA_BROKERS=kafka:9092 wallex serve")]
 pub(super) struct Args {
     /// Where HTTP is served
-    #[arg(long, env = "WALLEX_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000")]
+    #[arg(long, env = "WALLEX_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = listen_address)]
     listen: SocketAddr,
 
     /// Run only these parts
@@ -81,6 +81,10 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
     }
     topics::check_at_start(wallex.kafka(), *output);
     until_stopped(wallex).await
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "it must be an IP address and a port, such as 127.0.0.1:3000 or [::1]:3000")
 }
 
 /// Binds the address that HTTP is served on.

@@ -49,7 +49,9 @@ pub enum DatabaseError {
     #[error("the database URL cannot be read ({0}); it should look like postgres://user:password@host:5432/database")]
     Url(String),
     /// Nobody answers there, or not to us.
-    #[error("cannot connect to the database {url}: {reason}")]
+    #[error(
+        "cannot connect to the database {url}: {reason}; name one that runs with --database-url or WALLEX_DATABASE_URL"
+    )]
     Connect {
         /// Where, with the password masked.
         url: String,

@@ -79,7 +79,7 @@ pub enum Rejection {
         currency: Currency,
     },
     /// No wallet of that name.
-    #[error("wallet {0} does not exist")]
+    #[error("wallet {0} does not exist; create it first, or check its id")]
     WalletNotFound(WalletId),
     /// A wallet of that name is there already.
     #[error("wallet {0} exists already")]
