@@ -25,7 +25,7 @@ Examples:
   wallex lag -o json | jq '.groups[] | {group, state, lag, behindMs}'
 
 States, the most urgent first: broker away, topic absent, group absent (it has no member), never committed, stuck (something \
-waits and nothing has moved for 30 seconds), parked (some wallets wait for `wallex dlq`, all others go on), moving, idle.
+waits and nothing has moved for 30 seconds), full (no more may be parked, so partitions are paused), parked (some wallets wait for `wallex dlq`, all others go on), moving, idle.
 
 A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the database, \
 from which a group really goes on; it is known with the broker away too. `next` is the offset that belongs to it, and \
@@ -129,7 +129,7 @@ fn summary_table(report: &LagReport, output: &Output) -> Table {
             number(group.members.map(|members| members as i64)),
             number(group.lag),
             age(group.behind_ms),
-            number(Some(group.parked)),
+            parked_text(group),
             number(Some(group.position)),
             number(Some(outbox.head)),
         ]);
@@ -203,6 +203,15 @@ fn total_row(group: &GroupLag) -> Vec<Cell> {
         age(group.behind_ms),
         number(Some(group.position)),
     ]
+}
+
+/// How many are parked, and where there are any, of how many that may be.
+fn parked_text(group: &GroupLag) -> Cell {
+    let text = match group.parked_max {
+        Some(parked_max) if group.parked > 0 => format!("{} of {parked_max}", group.parked),
+        _ => group.parked.to_string(),
+    };
+    Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
 fn parked_table(report: &LagReport, output: &Output) -> Table {

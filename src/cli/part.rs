@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use crate::cli::rebuild::{Maintenance, Task};
 use crate::cli::serve::until_stopped;
 use crate::cli::{Outcome, Output, topics};
+use crate::projection::PARKED_MAX;
 use crate::projection::rebuild::Rebuildable;
 use crate::runtime::{Config, Parts, Wallex};
 
@@ -60,9 +61,17 @@ pub(super) struct Member {
     /// its partitions again, and no other member is disturbed
     #[arg(long, env = "WALLEX_INSTANCE_ID", value_name = "NAME")]
     instance_id: Option<String>,
+
+    /// How many records a projection may park; a partition that would have to park more is paused until there is room
+    #[arg(long, env = "WALLEX_PARKED_MAX", value_name = "N", default_value_t = PARKED_MAX, value_parser = clap::value_parser!(i64).range(1..))]
+    parked_max: i64,
 }
 
 impl Member {
+    pub(super) fn parked_max(&self) -> i64 {
+        self.parked_max
+    }
+
     pub(super) fn instance_id(&self) -> Option<String> {
         self.instance_id.clone().filter(|id| !id.is_empty())
     }
@@ -100,7 +109,8 @@ pub(super) async fn run_relay(_args: &RelayArgs, config: Config, output: &Output
 pub(super) async fn run_project(args: &ProjectArgs, config: Config, output: &Output) -> Outcome {
     let has = |which| args.projection.is_none_or(|only| only == which);
     let parts = Parts { ledger: has(Which::Ledger), read_model: has(Which::ReadModel), ..Parts::NONE };
-    let config = Config { instance_id: args.member.instance_id(), ..config };
+    let config =
+        Config { instance_id: args.member.instance_id(), parked_max: Some(args.member.parked_max()), ..config };
     run(parts, config, output, "projections").await
 }
 

@@ -67,7 +67,8 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
         false => None,
     };
     let embedded = (config.database_url.is_none(), config.kafka_brokers.is_none());
-    let config = Config { parts, instance_id: args.member.instance_id(), ..config };
+    let config =
+        Config { parts, instance_id: args.member.instance_id(), parked_max: Some(args.member.parked_max()), ..config };
     let mut wallex = Wallex::open(config).await?;
     let url = match listener {
         Some(listener) => format!("http://{}", wallex.serve_http(listener, Limits::default())?),

@@ -29,10 +29,15 @@
 //!
 //! `verify` tells what was discarded from what is missing, and a rebuild leaves it out again.
 //!
+//! # Copies
+//! Each parked record is copied to the topic `wallet-events-dlq` ([`copy_dead_letters`]), for whoever watches that with the tools of
+//! Kafka. The copies are for reading: the database is where the records are, and nothing is ever read back from the topic.
+//!
 //! # Groups that are not projections
 //! Records can be parked for others as well. They are listed, shown and copied like any; to replay or to discard them takes the
 //! one who parked them, so this room refuses.
 
+mod copies;
 mod discard;
 mod letter;
 mod plan;
@@ -46,6 +51,11 @@ use uuid::Uuid;
 use crate::log::Position;
 use crate::postgres::Database;
 
+pub use copies::{
+    ERROR_CHARACTERS_MAX, HEADER_ATTEMPTS, HEADER_CONSUMER_GROUP, HEADER_ERROR_CLASS, HEADER_ERROR_MESSAGE,
+    HEADER_EVENT_ID, HEADER_FIRST_FAILURE, HEADER_LAST_FAILURE, HEADER_ORIGINAL_OFFSET, HEADER_ORIGINAL_PARTITION,
+    HEADER_ORIGINAL_TIMESTAMP, HEADER_ORIGINAL_TOPIC, HEADER_PARKED_ID, HEADER_VALUE_OMITTED, copy_dead_letters,
+};
 pub use discard::discard;
 pub use letter::{Bytes, Change, Letter, LetterEvent, LetterHeader};
 pub use plan::{PLANNED_QUEUES_MAX, Plan, PlannedEvent, PlannedQueue, Reach, plan};

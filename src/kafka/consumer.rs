@@ -2,7 +2,7 @@
 //! offsets committed in Kafka are only a mirror for tools.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -224,9 +224,22 @@ impl<A: Assignments> GroupConsumer<A> {
         }
     }
 
-    /// Fetches again.
-    pub(crate) fn resume(&self) {
-        let resumed = self.consumer.assignment().and_then(|assigned| self.consumer.resume(&assigned));
+    /// Stops fetching from these partitions alone.
+    pub(crate) fn pause_only(&self, partitions: &BTreeSet<i32>) {
+        let list = topic_partitions(&self.topic, partitions.iter().map(|partition| (*partition, Offset::Invalid)));
+        if let Err(error) = list.and_then(|list| self.consumer.pause(&list)) {
+            tracing::debug!(%error, "partitions were not paused");
+        }
+    }
+
+    /// Fetches again, but for these partitions.
+    pub(crate) fn resume_but(&self, held: &BTreeSet<i32>) {
+        let resumed = self.consumer.assignment().and_then(|assigned| {
+            let partitions = assigned.elements().into_iter().map(|element| element.partition());
+            let resumed = partitions.filter(|partition| !held.contains(partition));
+            let list = topic_partitions(&self.topic, resumed.map(|partition| (partition, Offset::Invalid)))?;
+            self.consumer.resume(&list)
+        });
         if let Err(error) = resumed {
             tracing::warn!(%error, "partitions were not resumed");
         }

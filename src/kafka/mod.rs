@@ -4,6 +4,7 @@
 
 mod administrator;
 mod consumer;
+mod dead_letters;
 mod headers;
 mod kept_headers;
 mod partitioner;
@@ -22,7 +23,8 @@ use rdkafka::ClientConfig;
 
 pub use administrator::TopicsError;
 pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer};
-pub(crate) use kept_headers::{keep_headers, kept_headers};
+pub(crate) use dead_letters::{CopyError, DeadLetterCopy, DeadLetterProducer};
+pub(crate) use kept_headers::{RecordHeader, keep_headers, kept_headers};
 pub use partitioner::partition_of;
 pub(crate) use producer::{Delivery, Publisher, SendError};
 pub use properties::PropertyError;

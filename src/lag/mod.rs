@@ -124,6 +124,8 @@ pub struct GroupLag {
     pub behind_ms: Option<i64>,
     /// Records that it has put aside.
     pub parked: i64,
+    /// How many it may put aside at most before partitions are paused; `None` where none of its runners has said so.
+    pub parked_max: Option<i64>,
     /// Its partitions, by number.
     pub partitions: Vec<PartitionLag>,
 }

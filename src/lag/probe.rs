@@ -14,6 +14,7 @@ use crate::lag::{
     BrokerState, GroupLag, LagError, LagReport, OutboxLag, PartitionLag, Standing, State, TopicLag, TotalLag,
 };
 use crate::postgres::Database;
+use crate::projection::is_nearly_full;
 
 /// How long the broker may take over an answer before it counts as away.
 pub const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -169,6 +170,7 @@ impl Moment<'_> {
         let position = self.standing.group_through(group);
         let members = self.offsets.members.get(group).copied();
         let parked = self.standing.parked.get(group).copied().unwrap_or(0);
+        let parked_max = self.standing.parked_max.get(group).copied();
         let has_begun = partitions.iter().any(|it| it.position > Some(0) || it.committed.is_some());
         let state =
             group_state(&GroupFacts { broker: self.broker, members, has_begun, partitions: most_urgent, parked });
@@ -176,12 +178,14 @@ impl Moment<'_> {
             group: group.to_owned(),
             topic: EVENTS_TOPIC.to_owned(),
             state,
-            needs_help: needs_help(state, most_urgent),
+            needs_help: needs_help(state, most_urgent)
+                || parked_max.is_some_and(|parked_max| is_nearly_full(parked, parked_max)),
             members,
             position,
             lag: partitions.iter().map(|partition| partition.lag).sum(),
             behind_ms: partitions.iter().filter_map(|partition| partition.behind_ms).max(),
             parked,
+            parked_max,
             partitions,
         }
     }
@@ -199,9 +203,13 @@ impl Moment<'_> {
         let oldest = self.behind.of(self.standing.through(group, partition), partition);
         // A group cannot be blamed for what has not been published to it.
         let due = oldest.filter(|oldest| oldest.position <= self.standing.published);
+        let state = match self.standing.paused.contains(&(group.to_owned(), partition)) {
+            true => State::Full,
+            false => state_of(due.map(|due| self.waiting(due.since, checkpoint.map(|through| through.unmoved)))),
+        };
         PartitionLag {
             partition,
-            state: state_of(due.map(|due| self.waiting(due.since, checkpoint.map(|through| through.unmoved)))),
+            state,
             end,
             committed,
             lag,

@@ -1,6 +1,6 @@
 //! How far the log, the relay and the groups have come, as one moment of the database shows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::kafka::EVENTS_PARTITIONS;
@@ -34,6 +34,10 @@ pub(crate) struct Standing {
     pub checkpoints: BTreeMap<(String, i32), Through>,
     /// How many records each group has put aside; groups that have none are not there.
     pub parked: BTreeMap<String, i64>,
+    /// How many records each group may put aside, where its runners have said so.
+    pub parked_max: BTreeMap<String, i64>,
+    /// Groups and partitions that are paused because no more may be put aside.
+    pub paused: BTreeSet<(String, i32)>,
 }
 
 impl Standing {

@@ -22,6 +22,8 @@ pub enum State {
     Parked,
     /// Something has been waiting for [`STUCK_AFTER`], and as long nothing has moved.
     Stuck,
+    /// As many records were put aside as may be, so a partition that would have to put aside more is paused.
+    Full,
     /// The group has never come to anything, though there are events for it: it has begun just now, or it never could.
     NeverCommitted,
     /// Nobody is in the group, so whatever comes will wait.
@@ -39,6 +41,7 @@ impl fmt::Display for State {
             State::Moving => "moving",
             State::Parked => "parked",
             State::Stuck => "stuck",
+            State::Full => "full",
             State::NeverCommitted => "never committed",
             State::GroupAbsent => "group absent",
             State::TopicAbsent => "topic absent",
@@ -123,7 +126,7 @@ pub(super) fn group_state(facts: &GroupFacts) -> State {
 /// Whether somebody should look, because it will not come right by just going on: `partitions` is the most urgent of them. A
 /// group that has parked wallets serves all others, and one that has only just begun is given its time.
 pub(super) fn needs_help(state: State, partitions: State) -> bool {
-    partitions == State::Stuck || state >= State::GroupAbsent
+    matches!(partitions, State::Stuck | State::Full) || state >= State::GroupAbsent
 }
 
 #[cfg(test)]
@@ -169,6 +172,7 @@ mod tests {
             (State::NeverCommitted, GroupFacts { has_begun: false, partitions: State::Moving, ..WELL }),
             (State::Idle, GroupFacts { has_begun: false, ..WELL }),
             (State::Stuck, GroupFacts { partitions: State::Stuck, parked: 1, ..WELL }),
+            (State::Full, GroupFacts { partitions: State::Full, parked: 100, ..WELL }),
             (State::NeverCommitted, GroupFacts { partitions: State::Stuck, has_begun: false, ..WELL }),
             (State::GroupAbsent, GroupFacts { members: Some(0), partitions: State::Stuck, ..WELL }),
             (State::GroupAbsent, GroupFacts { members: Some(0), has_begun: false, ..WELL }),
@@ -188,6 +192,7 @@ mod tests {
             (State::NeverCommitted, State::Moving, false),
             (State::NeverCommitted, State::Stuck, true),
             (State::Stuck, State::Stuck, true),
+            (State::Full, State::Full, true),
             (State::GroupAbsent, State::Idle, true),
             (State::TopicAbsent, State::Idle, true),
             (State::BrokerAway, State::Idle, true),

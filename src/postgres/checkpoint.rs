@@ -69,7 +69,7 @@ pub(crate) async fn move_checkpoints(
     moves: &[CheckpointMove],
 ) -> Result<bool, sqlx::Error> {
     let statement = "UPDATE projection_checkpoints c
-                        SET position = m.position, next_offset = m.next_offset, moved_at = now()
+                        SET position = m.position, next_offset = m.next_offset, moved_at = now(), paused_since = NULL
                        FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[])
                             AS m(partition, believed, position, next_offset)
                       WHERE c.projection = $1 AND c.partition = m.partition AND c.position = m.believed";

@@ -24,6 +24,8 @@ fn stand(standing: &mut Standing, row: &PgRow) -> Result<(), sqlx::Error> {
         "head" => standing.head = position,
         "published" => (standing.published, standing.published_unmoved) = (position, unmoved),
         "tail" => _ = standing.tails.insert(place, position),
+        "bound" => _ = standing.parked_max.insert(row.try_get("name")?, position),
+        "paused" => _ = standing.paused.insert((row.try_get("name")?, place)),
         "parked" => _ = standing.parked.insert(row.try_get("name")?, position),
         _ => {
             let through = Through { position, next_offset: row.try_get("next_offset")?, unmoved };
@@ -43,6 +45,9 @@ impl Database {
                                FROM relay_checkpoint
                    UNION ALL SELECT 'tail', '', partition, position, NULL, 0 FROM relay_tails WHERE topic = $1
                    UNION ALL SELECT 'parked', projection, 0, count(*), NULL, 0 FROM parked_records GROUP BY projection
+                   UNION ALL SELECT 'bound', projection, 0, parked_max, NULL, 0 FROM parked_bounds
+                   UNION ALL SELECT 'paused', projection, partition, position, NULL, 0
+                               FROM projection_checkpoints WHERE paused_since IS NOT NULL
                    UNION ALL SELECT 'checkpoint', projection, partition, position, next_offset,
                                     (extract(epoch FROM now() - moved_at) * 1000)::bigint
                                FROM projection_checkpoints";

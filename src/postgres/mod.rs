@@ -29,7 +29,10 @@ pub(crate) use dead_letters::{
 };
 pub use ledger::LedgerEntry;
 pub(crate) use ledger::insert_ledger_entries;
-pub(crate) use parked::{ParkedRecord, StoredRecord, park, parked_wallets};
+pub(crate) use parked::{
+    ParkedRecord, StoredRecord, count_parked, lock_copies, note_copies, note_parked_max, note_pause, park,
+    parked_wallets, uncopied,
+};
 pub(crate) use read_model::{NewWalletRow, WalletRowChange, insert_wallet_rows, update_wallet_rows};
 pub use rebuild::KeptTable;
 pub(crate) use rebuild::{

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 
 use crate::log::Position;
 
@@ -126,6 +126,73 @@ pub(crate) async fn park(
         .bind(records.iter().map(|record| record.first_failed_at).collect::<Vec<_>>())
         .bind(records.iter().map(|record| record.last_failed_at).collect::<Vec<_>>())
         .execute(transaction)
+        .await?;
+    Ok(())
+}
+
+/// How many records a group has parked; counted no further than `limit`.
+pub(crate) async fn count_parked(
+    connection: &mut PgConnection,
+    projection: &str,
+    limit: i64,
+) -> Result<i64, sqlx::Error> {
+    let statement = "SELECT count(*) FROM (SELECT FROM parked_records WHERE projection = $1 LIMIT $2) AS counted";
+    sqlx::query_scalar(statement).bind(projection).bind(limit).fetch_one(connection).await
+}
+
+/// Notes how many records a group may have parked, for those who look from outside.
+pub(crate) async fn note_parked_max(
+    connection: &mut PgConnection,
+    projection: &str,
+    parked_max: i64,
+) -> Result<(), sqlx::Error> {
+    let statement = "INSERT INTO parked_bounds (projection, parked_max, noted_at) VALUES ($1, $2, now())
+                         ON CONFLICT (projection) DO UPDATE SET parked_max = excluded.parked_max, noted_at = excluded.noted_at";
+    sqlx::query(statement).bind(projection).bind(parked_max).execute(connection).await?;
+    Ok(())
+}
+
+/// Notes that partitions are paused because nothing more may be parked, or no longer are.
+pub(crate) async fn note_pause(
+    pool: &PgPool,
+    projection: &str,
+    partitions: &[i32],
+    paused: bool,
+) -> Result<(), sqlx::Error> {
+    let statement = "UPDATE projection_checkpoints
+                        SET paused_since = CASE WHEN $3 THEN coalesce(paused_since, now()) END
+                      WHERE projection = $1 AND partition = ANY($2)";
+    sqlx::query(statement).bind(projection).bind(partitions).bind(paused).execute(pool).await?;
+    Ok(())
+}
+
+/// Takes the right to copy until the transaction ends; `false` where somebody else has it.
+pub(crate) async fn lock_copies(transaction: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let statement = "SELECT pg_try_advisory_xact_lock(hashtextextended('wallex copies of dead letters', 0))";
+    sqlx::query_scalar(statement).fetch_one(transaction).await
+}
+
+/// Up to `limit` records that have no copy yet, in the order in which they were parked.
+pub(crate) async fn uncopied(connection: &mut PgConnection, limit: i64) -> Result<Vec<StoredRecord>, sqlx::Error> {
+    let statement = format!(
+        "SELECT {STORED_COLUMNS} FROM parked_records p WHERE p.copied_at IS NULL ORDER BY p.parked_id LIMIT $1"
+    );
+    let rows = sqlx::query(AssertSqlSafe(statement)).bind(limit).fetch_all(connection).await?;
+    rows.iter().map(stored_record).collect()
+}
+
+/// Notes which records have a copy now. One that has failed again since it was read is due another.
+pub(crate) async fn note_copies(
+    connection: &mut PgConnection,
+    copied: &[(i64, DateTime<Utc>)],
+) -> Result<(), sqlx::Error> {
+    let statement = "UPDATE parked_records p SET copied_at = clock_timestamp()
+                       FROM unnest($1::bigint[], $2::timestamptz[]) AS c(parked_id, last_failed_at)
+                      WHERE p.parked_id = c.parked_id AND p.last_failed_at = c.last_failed_at";
+    sqlx::query(statement)
+        .bind(copied.iter().map(|(parked, _)| *parked).collect::<Vec<_>>())
+        .bind(copied.iter().map(|(_, failed_at)| *failed_at).collect::<Vec<_>>())
+        .execute(connection)
         .await?;
     Ok(())
 }

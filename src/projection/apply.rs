@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use chrono::Utc;
@@ -16,10 +16,12 @@ use crate::kafka::{ConsumedRecord, EventRecord};
 use crate::log::Position;
 use crate::postgres::sqlx::{self, Connection, PgPool, Postgres, Transaction};
 use crate::postgres::{
-    CheckpointMove, ParkedRecord, PgConnection, lock_preparation, move_checkpoints, park, parked_wallets,
+    CheckpointMove, ParkedRecord, PgConnection, count_parked, lock_preparation, move_checkpoints, note_parked_max,
+    park, parked_wallets,
 };
 use crate::projection::parking::Failure;
 use crate::projection::record::{Foreign, Item};
+use crate::projection::runner::PARKED_MAX;
 use crate::projection::{ApplyError, Projection};
 
 /// How often an event that the projection refuses is tried, the first time included.
@@ -30,6 +32,11 @@ const ATTEMPT_WAIT_MAX: Duration = Duration::from_millis(400);
 /// How long all such waits of one batch may take together: other wallets wait meanwhile. Once it is used up, an event that is
 /// refused is parked at once.
 const BATCH_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Less than this part of the room for parked records being left is alarming.
+const NEARLY_PART: i64 = 5;
+/// How often that is said at most.
+const ALARM_EVERY: Duration = Duration::from_secs(60);
 
 /// What is applied together.
 #[derive(Debug, Default)]
@@ -69,6 +76,16 @@ impl Batch {
         self.events.len() + self.unreadable.len() + self.foreign.len()
     }
 
+    /// Leaves partitions out: it is as if nothing had come from them.
+    pub(super) fn leave_out(&mut self, partitions: &BTreeSet<i32>) {
+        let (events, origins) = (std::mem::take(&mut self.events), std::mem::take(&mut self.origins));
+        let kept = events.into_iter().zip(origins).filter(|(_, origin)| !partitions.contains(&origin.partition));
+        (self.events, self.origins) = kept.unzip();
+        self.unreadable.retain(|item| !partitions.contains(&item.partition));
+        self.foreign.retain(|foreign| !partitions.contains(&foreign.record.partition));
+        self.moves.retain(|to| !partitions.contains(&to.to.partition));
+    }
+
     fn wallets(&self) -> Vec<&str> {
         let readable = self.events.iter().map(|event| event.wallet_id.as_str());
         let wallets: BTreeSet<&str> =
@@ -92,12 +109,14 @@ impl Batch {
 }
 
 /// What became of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Applied {
     /// It is durable.
     Done,
     /// Somebody else has moved a checkpoint: the partition is theirs now. Nothing was written.
     Fenced,
+    /// These partitions have something to park, and there is no room for it. Nothing was written.
+    Full(BTreeSet<i32>),
 }
 
 /// From which position on each wallet's events are not applied but parked.
@@ -124,17 +143,23 @@ pub(crate) struct Applier<P> {
     pool: PgPool,
     runtime: Handle,
     stop: CancellationToken,
+    /// How many records may be parked.
+    pub(super) parked_max: i64,
+    /// When it was last said that there are nearly as many.
+    alarmed_at: Option<Instant>,
 }
 
 impl<P: Projection> Applier<P> {
     pub(crate) fn new(projection: P, pool: PgPool, runtime: Handle, stop: CancellationToken) -> Self {
-        Applier { name: projection.name().to_owned(), projection, pool, runtime, stop }
+        let name = projection.name().to_owned();
+        Applier { name, projection, pool, runtime, stop, parked_max: PARKED_MAX, alarmed_at: None }
     }
 
     /// Lets the projection make its tables.
     pub(super) fn prepare(&mut self) -> Result<(), ApplyError> {
         let mut transaction = self.begin()?;
         self.runtime.block_on(lock_preparation(&mut transaction, &self.name))?;
+        self.runtime.block_on(note_parked_max(&mut transaction, &self.name, self.parked_max))?;
         self.runtime.block_on(self.projection.prepare(&mut transaction))?;
         Ok(self.runtime.block_on(transaction.commit())?)
     }
@@ -176,7 +201,10 @@ impl<P: Projection> Applier<P> {
             return Ok(Applied::Fenced);
         };
         self.call(&batch.free(0..batch.events.len(), &blocked), &mut transaction)?;
-        self.park_rest(&mut transaction, batch, &blocked, Vec::new())?;
+        let full = self.park_rest(&mut transaction, batch, &blocked, Vec::new())?;
+        if !full.is_empty() {
+            return Ok(Applied::Full(full));
+        }
         CrashPoint::InTransaction.pass();
         self.runtime.block_on(transaction.commit())?;
         Ok(Applied::Done)
@@ -189,7 +217,10 @@ impl<P: Projection> Applier<P> {
         };
         let mut search = Search { blocked, parked: Vec::new(), patience: BATCH_WAIT_MAX };
         self.apply_part(batch, 0..batch.events.len(), &mut transaction, &mut search)?;
-        self.park_rest(&mut transaction, batch, &search.blocked, search.parked)?;
+        let full = self.park_rest(&mut transaction, batch, &search.blocked, search.parked)?;
+        if !full.is_empty() {
+            return Ok(Applied::Full(full));
+        }
         CrashPoint::InTransaction.pass();
         self.runtime.block_on(transaction.commit())?;
         Ok(Applied::Done)
@@ -336,16 +367,16 @@ impl<P: Projection> Applier<P> {
     }
 
     /// Parks, in order, the events found to be refused, what cannot be read, and what waits behind either; and keeps what
-    /// is foreign.
+    /// is foreign. Where there is no room for them it parks nothing, and tells which partitions they are from.
     fn park_rest(
-        &self,
+        &mut self,
         transaction: &mut PgConnection,
         batch: &Batch,
         blocked: &Blocked,
         refused: Vec<ParkedRecord>,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<BTreeSet<i32>, sqlx::Error> {
         if blocked.is_empty() && batch.foreign.is_empty() {
-            return Ok(());
+            return Ok(BTreeSet::new());
         }
         let refused_at: BTreeSet<Option<Position>> = refused.iter().map(|record| record.position).collect();
         let mut parked = refused;
@@ -365,8 +396,37 @@ impl<P: Projection> Applier<P> {
         }
         parked.sort_by_key(|record| record.position);
         parked.extend(batch.foreign.iter().map(|foreign| Failure::foreign(&foreign.reason).of_record(&foreign.record)));
-        self.runtime.block_on(park(transaction, &self.name, &parked))
+        if parked.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let already = self.runtime.block_on(count_parked(transaction, &self.name, self.parked_max))?;
+        if already >= self.parked_max {
+            return Ok(parked.iter().map(|record| record.partition).collect());
+        }
+        self.runtime.block_on(park(transaction, &self.name, &parked))?;
+        self.sound_alarm(already + parked.len() as i64);
+        Ok(BTreeSet::new())
     }
+
+    /// Says that there is little room left, while there is some.
+    fn sound_alarm(&mut self, parked: i64) {
+        let is_due = self.alarmed_at.is_none_or(|at| at.elapsed() >= ALARM_EVERY);
+        if is_nearly_full(parked, self.parked_max) && is_due {
+            self.alarmed_at = Some(Instant::now());
+            tracing::error!(
+                projection = self.name,
+                parked,
+                parked_max = self.parked_max,
+                "nearly as many records are parked as may be; beyond that partitions are paused. \
+                 `wallex dlq list` shows why, `wallex dlq replay` and `discard` make room"
+            );
+        }
+    }
+}
+
+/// Whether there is little room left for parked records.
+pub(crate) fn is_nearly_full(parked: i64, parked_max: i64) -> bool {
+    parked > parked_max - parked_max / NEARLY_PART
 }
 
 /// A connection may take long to get while the database is away; a stop does not wait for it.

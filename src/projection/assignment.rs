@@ -1,6 +1,6 @@
 //! The partitions that a runner has, and how far each is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,11 +18,13 @@ pub(super) struct Place {
     pub(super) checkpoint: Checkpoint,
     /// Whether nothing has come since the last look at the log.
     pub(super) is_quiet: bool,
+    /// Whether it is left alone until there is room for what it has to park.
+    pub(super) is_held: bool,
 }
 
 impl From<Checkpoint> for Place {
     fn from(checkpoint: Checkpoint) -> Self {
-        Place { checkpoint, is_quiet: true }
+        Place { checkpoint, is_quiet: true, is_held: false }
     }
 }
 
@@ -63,6 +65,12 @@ impl Assigned {
     pub(super) fn places(&self) -> MutexGuard<'_, BTreeMap<i32, Place>> {
         // Each change is one insert or remove, so a poisoned lock guards a whole map.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The partitions that are left alone for now.
+    pub(super) fn held(&self) -> BTreeSet<i32> {
+        let places = self.places();
+        places.iter().filter(|(_, place)| place.is_held).map(|(partition, _)| *partition).collect()
     }
 
     /// Reads the checkpoints again; where to begin in each partition. `None` if the runner is being stopped.

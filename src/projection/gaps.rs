@@ -88,6 +88,10 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                 }
             }
             self.flush(&mut gathering)?;
+            if partitions.iter().all(|partition| self.position(*partition).is_none()) {
+                // All of them are gone, or held.
+                break;
+            }
             from = end;
             if alive_at.elapsed() >= KEEP_ALIVE {
                 self.stay_a_member();
@@ -97,7 +101,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                 return Err(Interrupted::Stopped);
             }
         }
-        self.consumer.resume();
+        self.resume();
         if filled > 0 {
             tracing::info!(
                 projection = self.name,
@@ -123,8 +127,9 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
             // While records come, a partition that has just had one moves by itself.
             let behind: BTreeMap<i32, Position> = {
                 let places = self.assigned.places();
-                let behind =
-                    places.values().filter(|place| (is_idle || place.is_quiet) && place.checkpoint.position < through);
+                let behind = places.values().filter(|place| {
+                    (is_idle || place.is_quiet) && !place.is_held && place.checkpoint.position < through
+                });
                 behind.map(|place| (place.checkpoint.partition, place.checkpoint.position)).collect()
             };
             let Some(from) = behind.values().min().copied() else {
@@ -167,8 +172,10 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         Ok(last.into_iter().map(of).filter(lacks).map(|(partition, _)| partition).collect())
     }
 
+    /// Up to where a partition is applied; `None` if the runner no longer has it, or leaves it alone.
     fn position(&self, partition: i32) -> Option<Position> {
-        self.assigned.places().get(&partition).map(|place| place.checkpoint.position)
+        let places = self.assigned.places();
+        places.get(&partition).filter(|place| !place.is_held).map(|place| place.checkpoint.position)
     }
 }
 

@@ -2,7 +2,7 @@
 //! is applied in order.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::kafka::ConsumedRecord;
 use crate::log::{EventLog, Position};
@@ -31,12 +31,12 @@ struct Next {
 }
 
 impl Gathering {
-    /// The place of a partition after what has been gathered; `None` if the runner no longer has it.
+    /// The place of a partition after what has been gathered; `None` if the runner no longer has it, or leaves it alone.
     pub(super) fn place(&mut self, assigned: &Assigned, partition: i32) -> Option<&mut Place> {
         let next = match self.places.entry(partition) {
             Entry::Occupied(gathered) => gathered.into_mut(),
             Entry::Vacant(first) => {
-                let place = assigned.places().get(&partition)?.clone();
+                let place = assigned.places().get(&partition).filter(|place| !place.is_held)?.clone();
                 first.insert(Next { from: place.checkpoint.position, before: place.clone(), place })
             }
         };
@@ -50,7 +50,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         let mut gathering = Gathering::default();
         for (offset, partition, read) in self.judge(records)? {
             let Some(place) = gathering.place(&self.assigned, partition) else {
-                // Revoked meanwhile: its new owner reads it.
+                // Revoked meanwhile: its new owner reads it. Or held: it is read again when there is room.
                 continue;
             };
             match read {
@@ -136,7 +136,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
 
     /// Makes what was gathered durable.
     pub(super) fn flush(&mut self, gathering: &mut Gathering) -> Result<(), Interrupted> {
-        let Gathering { mut batch, places } = std::mem::take(gathering);
+        let Gathering { mut batch, mut places } = std::mem::take(gathering);
         for next in places.values() {
             // A partition that was revoked meanwhile is moved too: its events are in the batch. If its new owner was faster,
             // that is noticed here.
@@ -144,11 +144,19 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                 batch.moves.push(CheckpointMove { from: next.from, to: next.place.checkpoint.clone() });
             }
         }
-        if !batch.moves.is_empty() {
-            self.persevere(|this| match this.applier.apply(&batch)? {
-                Applied::Done => Ok(()),
+        while !batch.moves.is_empty() {
+            let full = self.persevere(|this| match this.applier.apply(&batch)? {
+                Applied::Done => Ok(BTreeSet::new()),
+                Applied::Full(partitions) => Ok(partitions),
                 Applied::Fenced => Err(Setback::Fenced),
             })?;
+            if full.is_empty() {
+                break;
+            }
+            // The others go on.
+            self.hold(&full);
+            batch.leave_out(&full);
+            places.retain(|partition, _| !full.contains(partition));
         }
         let mut assigned = self.assigned.places();
         for (partition, next) in places {

@@ -26,6 +26,8 @@
 //! - [`ApplyError::Permanent`] (an invariant is broken, a value does not fit, the handler panics) and events that cannot be read
 //!   are about that event alone. It is tried a few times more, then it is parked: kept in `parked_records`, and every later event of
 //!   the same wallet behind it, in order. All other wallets go on. What was parked is put right with [`dlq`](crate::dlq).
+//! - As many records may be parked as [`RunnerOptions::parked_max`] says. Near that there is an alarm; past it the partition that
+//!   would have to park more is paused until there is room, and loses nothing.
 //! - A record that is not the relay's (no key, a position that the log does not have, another event's) is kept there too, but holds
 //!   nobody back.
 //!
@@ -61,6 +63,7 @@
 
 mod apply;
 mod assignment;
+mod full;
 mod gaps;
 #[cfg(test)]
 mod history;
@@ -79,11 +82,11 @@ use thiserror::Error;
 use crate::kafka::EventRecord;
 use crate::postgres::{PgConnection, causes, is_about_the_data, sqlx};
 
-pub(crate) use apply::Applier;
+pub(crate) use apply::{Applier, is_nearly_full};
 pub use ledger::{LEDGER_PROJECTOR, LedgerProjection};
 pub(crate) use parking::Failure;
 pub use read_model::{READ_MODEL_PROJECTOR, ReadModelProjection};
-pub use runner::{ProjectionRunner, RunnerError, RunnerOptions, RunnerState};
+pub use runner::{PARKED_MAX, ProjectionRunner, RunnerError, RunnerOptions, RunnerState};
 
 /// The projections that wallex itself keeps.
 pub const BUILT_IN: [&str; 2] = [LEDGER_PROJECTOR, READ_MODEL_PROJECTOR];

@@ -42,11 +42,18 @@ pub struct RunnerOptions {
     /// a restart within the session's timeout it gets its partitions back, and no other member is disturbed. `None`: a member
     /// like any other.
     pub instance_id: Option<String>,
+    /// How many records the group may have parked; at least 1. Once there are as many, a partition that would have to park more is
+    /// paused until there is room, and the others go on. What is applied at once is parked at once, so there may be that many
+    /// more for each member of the group.
+    pub parked_max: i64,
 }
+
+/// How many records a group may have parked unless it is told otherwise.
+pub const PARKED_MAX: i64 = 100_000;
 
 impl Default for RunnerOptions {
     fn default() -> Self {
-        RunnerOptions { batch_max: 1_000, instance_id: None }
+        RunnerOptions { batch_max: 1_000, instance_id: None, parked_max: PARKED_MAX }
     }
 }
 
@@ -151,7 +158,9 @@ pub(super) struct Loop<P, L> {
     pub(super) mirror: BTreeMap<i32, i64>,
     mirrored_at: Instant,
     /// Records that came while something else was waited for.
-    waiting: Vec<ConsumedRecord>,
+    pub(super) waiting: Vec<ConsumedRecord>,
+    /// When it was last looked whether there is room for what held partitions have to park.
+    pub(super) room_looked_at: Instant,
     /// What has ended the consumer while something else was waited for.
     broken: Option<RunnerError>,
 }
@@ -204,6 +213,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         let name = projection.name().to_owned();
         let pool = database.by_index().clone();
         let mut applier = Applier::new(projection, pool.clone(), runtime.clone(), stop.clone());
+        applier.parked_max = options.parked_max.max(1);
         let mut waits = backoff();
         while let Err(error) = applier.prepare() {
             match error {
@@ -236,6 +246,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
             mirror: BTreeMap::new(),
             mirrored_at: Instant::now(),
             waiting: Vec::new(),
+            room_looked_at: Instant::now(),
             broken: None,
         };
         let ran = this.go();
@@ -245,6 +256,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
 
     fn go(&mut self) -> Result<(), RunnerError> {
         while !self.stop.is_cancelled() {
+            self.release_held();
             let records = self.next_records()?;
             let outcome = if records.is_empty() { self.rest() } else { self.work(records) };
             match outcome {
@@ -270,8 +282,9 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
             records.extend(self.poll(Duration::ZERO, self.options.batch_max - records.len())?);
         }
         if self.assigned.take_change() {
-            // What has just been assigned is given time to come.
+            // What has just been assigned is given time to come. It may have been paused when it was here before.
             self.looks.records_came();
+            self.resume();
         }
         Ok(records)
     }
@@ -338,7 +351,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         if was_held_up {
             tracing::info!(projection = self.name, "going on");
             self.assigned.is_running();
-            self.consumer.resume();
+            self.resume();
         }
         ended
     }
@@ -352,6 +365,11 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         }
     }
 
+    /// Fetches again from all partitions that are not held.
+    pub(super) fn resume(&self) {
+        self.consumer.resume_but(&self.assigned.held());
+    }
+
     /// Reads the checkpoints again and goes on from there.
     fn begin_again(&mut self) {
         tracing::warn!(projection = self.name, "another runner has moved a checkpoint; reading it again");
@@ -363,6 +381,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                 tracing::warn!(projection = self.name, partition, %error, "could not go back to the checkpoint's offset");
             }
         }
+        self.resume();
     }
 }
 

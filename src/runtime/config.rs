@@ -24,6 +24,8 @@ pub struct Config {
     /// The name under which the projections of this process are static members of their groups, unlike that of any other
     /// process: after a restart within the session's timeout they get their partitions back. `None`: members like any other.
     pub instance_id: Option<String>,
+    /// How many records each projection may park; `None` for [`PARKED_MAX`](crate::projection::PARKED_MAX).
+    pub parked_max: Option<i64>,
     /// Bounds of the write path.
     pub sequencer: SequencerOptions,
 }

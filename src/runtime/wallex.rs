@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::net::TcpListener;
 
+use crate::dlq::copy_dead_letters;
 use crate::http::{self, Api, Limits};
 use crate::kafka::KafkaConfig;
 use crate::lag::{self, LagError};
 use crate::log::{Position, PostgresLog, ViewError, WalletView, read_wallet};
 use crate::postgres::Database;
-use crate::projection::{BUILT_IN, LedgerProjection, Projection, ProjectionRunner, ReadModelProjection, RunnerOptions};
+use crate::projection::{
+    BUILT_IN, LedgerProjection, PARKED_MAX, Projection, ProjectionRunner, ReadModelProjection, RunnerOptions,
+};
 use crate::relay::{Bell, Relay, RelayOptions};
 use crate::runtime::{Attachment, Config, OpenError, Parts, Platform, Stage, Supervisor, TaskEnded};
 use crate::sequencer::{Answer, CommandError, CommandService, Request, Sequencer, forget_old_keys};
@@ -33,7 +36,10 @@ pub struct Wallex {
     commands: Option<CommandService>,
     /// The projections that [`Wallex::projected`] waits for: wallex's own, wherever they run, and those that run here.
     projections: Vec<String>,
+    /// Whether the task runs that copies what is parked to its topic: where a projection does.
+    copies_dead_letters: bool,
     instance_id: Option<String>,
+    parked_max: i64,
     supervisor: Supervisor,
     foundation: Foundation,
 }
@@ -94,8 +100,18 @@ impl Wallex {
         let projections = BUILT_IN.map(str::to_owned).to_vec();
         let supervisor = Supervisor::default();
         let instance_id = config.instance_id.clone();
-        let mut wallex =
-            Wallex { database, kafka, log, commands: None, projections, instance_id, supervisor, foundation };
+        let mut wallex = Wallex {
+            database,
+            kafka,
+            log,
+            commands: None,
+            projections,
+            copies_dead_letters: false,
+            instance_id,
+            parked_max: config.parked_max.unwrap_or(PARKED_MAX),
+            supervisor,
+            foundation,
+        };
         if commands {
             wallex.start_commands(config, bell.clone());
         }
@@ -163,10 +179,19 @@ impl Wallex {
         if !self.projections.contains(&name) {
             self.projections.push(name.clone());
         }
-        let options = RunnerOptions { instance_id: self.instance_id.clone(), ..RunnerOptions::default() };
+        let options = RunnerOptions {
+            instance_id: self.instance_id.clone(),
+            parked_max: self.parked_max,
+            ..RunnerOptions::default()
+        };
         let runner =
             ProjectionRunner::new(projection, self.database.clone(), self.log.clone(), self.kafka.clone(), options);
         self.supervisor.spawn(Stage::Projection, name, |stop| runner.run(stop));
+        if !std::mem::replace(&mut self.copies_dead_letters, true) {
+            let (database, kafka) = (self.database.clone(), self.kafka.clone());
+            let copying = |stop| copy_dead_letters(database, kafka, stop);
+            self.supervisor.spawn(Stage::Projection, "copies of dead letters", copying);
+        }
     }
 
     /// Waits until ledger, read model and every projection that was started here hold everything up to a position, such as

@@ -8,6 +8,8 @@ mod support;
 #[path = "../projection/world.rs"]
 mod world;
 
+mod bound;
+mod copies;
 mod discard;
 mod foreign;
 mod operator;

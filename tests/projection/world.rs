@@ -17,11 +17,15 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use wallex::embedded::EmbeddedBroker;
 use wallex::embedded::broker::PRODUCER_SETTINGS;
-use wallex::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, EventRecord, KafkaConfig, OutgoingRecord, partition_of};
+use wallex::kafka::{
+    DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, EventRecord, KafkaConfig, OutgoingRecord, partition_of,
+};
 use wallex::log::{Appended, Batch, EventLog, NewEvent, PostgresLog, RecordedEvent};
 use wallex::money::{Amount, Currency};
 use wallex::postgres::{PgConnection, sqlx};
-use wallex::projection::{ApplyError, Projection, ProjectionRunner, RunnerError, RunnerOptions, RunnerState};
+use wallex::projection::{
+    ApplyError, PARKED_MAX, Projection, ProjectionRunner, RunnerError, RunnerOptions, RunnerState,
+};
 use wallex::wallet::{Description, Ends, OwnerId, Wallet, WalletEvent, WalletId, credit, debit, open, transfer};
 
 use crate::support::TestDatabase;
@@ -65,7 +69,8 @@ impl Raw {
 
 impl Topic {
     pub fn new() -> Self {
-        let broker = EmbeddedBroker::start(&[(EVENTS_TOPIC, EVENTS_PARTITIONS)]).expect("a broker");
+        let topics = [(EVENTS_TOPIC, EVENTS_PARTITIONS), (DLQ_TOPIC, DLQ_PARTITIONS)];
+        let broker = EmbeddedBroker::start(&topics).expect("a broker");
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", broker.bootstrap_servers());
         PRODUCER_SETTINGS.iter().for_each(|(name, value)| _ = config.set(*name, *value));
@@ -392,8 +397,13 @@ impl World {
     }
 
     pub fn start_with(&self, projection: impl Projection, kafka: KafkaConfig) -> Running {
+        self.start_within(projection, kafka, PARKED_MAX)
+    }
+
+    /// One that may have so many records parked.
+    pub fn start_within(&self, projection: impl Projection, kafka: KafkaConfig, parked_max: i64) -> Running {
         // Small batches, so that there is a time between them.
-        let options = RunnerOptions { batch_max: 50, ..RunnerOptions::default() };
+        let options = RunnerOptions { batch_max: 50, parked_max, ..RunnerOptions::default() };
         let database = self.database.database.clone();
         let runner = ProjectionRunner::new(projection, database, self.database.log(), kafka, options);
         let (stop, state) = (CancellationToken::new(), runner.state());

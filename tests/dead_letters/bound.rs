@@ -1,0 +1,114 @@
+//! As many records as may be are parked, and no more; what is beyond waits where it is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use wallex::dlq::{self, Action, ActionKind, Reach, Selection};
+use wallex::lag::{self, State};
+use wallex::projection::ApplyError;
+
+use crate::operator::Operator;
+use crate::wallets::{names, parked};
+use crate::world::{Raw, Recorder, Topic, World, partition, wallets_of};
+
+const PARKED_MAX: i64 = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn past_the_bound_only_the_partition_concerned_pauses_and_it_goes_on_by_itself_with_nothing_lost() {
+    let mut world = World::new(401).await;
+    let topic = Topic::new();
+    let victim = wallets_of(4, 1).remove(0);
+    world.open(names(30).filter(|name| partition(name) != 4).chain([victim.clone()])).await;
+    world.operate(100).await;
+    let bad = world.credit(&victim).await;
+    for _ in 0..30 {
+        world.credit(&victim).await;
+    }
+    let is_mended = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_mended);
+    let recorder = Recorder::new("recorder").refusing(move |record| {
+        let refused = record.position == bad && !asked.load(Ordering::Relaxed);
+        refused.then(|| ApplyError::Permanent("not yet".to_owned()))
+    });
+    world.relay(&topic, 0, world.head()).await;
+    let running = world.start_within(recorder.clone(), topic.kafka(), PARKED_MAX);
+    world.through("recorder", world.head()).await;
+    // What came at once was parked at once.
+    assert_eq!(parked(&world, "recorder").await, 31);
+
+    // More of the same wallet, and a foreign record of the same partition: no room.
+    let before = world.head();
+    for _ in 0..30 {
+        world.credit(&victim).await;
+    }
+    topic.send(4, &Raw { value: Some(b"foreign".to_vec()), ..Raw::default() });
+    world.relay(&topic, before, world.head()).await;
+    let paused = "SELECT count(*) FROM projection_checkpoints WHERE paused_since IS NOT NULL";
+    world.until("its partition is paused", || async { world.database.number(paused).await > 0 }).await;
+    // The others go on, also with what comes now.
+    let held_at = world.head();
+    world.operate(200).await;
+    world.credit(&wallets_of(7, 1)[0]).await;
+    world.relay(&topic, held_at, world.head()).await;
+    let head = world.head();
+    let through = format!("SELECT count(*) FROM projection_checkpoints WHERE position >= {head} AND partition <> 4");
+    world.until("the others are through", || async { world.database.number(&through).await == 9 }).await;
+    assert_eq!(
+        world
+            .database
+            .number("SELECT partition::bigint FROM projection_checkpoints WHERE paused_since IS NOT NULL")
+            .await,
+        4
+    );
+    assert_eq!(parked(&world, "recorder").await, 31);
+    let report = lag::report(&world.database.database, Some(&topic.kafka())).await.expect("a report");
+    let group = report.groups.iter().find(|group| group.group == "recorder").expect("the group");
+    assert_eq!((group.state, group.needs_help), (State::Full, true));
+    assert_eq!((group.parked, group.parked_max), (31, Some(PARKED_MAX)));
+    assert!(group.partitions.iter().all(|it| (it.state == State::Full) == (it.partition == 4)));
+    let operator = Operator::of(&world, &topic);
+    let table = operator.says(&["lag"]).await;
+    assert!(table.contains("full") && table.contains("31 of 20"), "{table}");
+
+    // A replay makes room.
+    is_mended.store(true, Ordering::Relaxed);
+    let database = &world.database.database;
+    let plan = dlq::plan(database, ActionKind::Replay, &Selection::default(), Reach::Whole, &["recorder"]).await;
+    let action = Action::new(ActionKind::Replay, "test", None);
+    dlq::replay(recorder, database, &plan.expect("a plan").queues, &action, |_| ()).await.expect("a replay");
+    world.through("recorder", world.head()).await;
+    world.assert_each_once("recorder").await;
+    assert_eq!(world.database.number(paused).await, 0);
+    let foreign = "SELECT count(*) FROM parked_records WHERE record_value = 'foreign' AND wallet_id IS NULL";
+    assert_eq!((parked(&world, "recorder").await, world.database.number(foreign).await), (1, 1));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_that_ends_while_a_partition_is_paused_leaves_everything_for_the_next() {
+    let mut world = World::new(402).await;
+    let topic = Topic::new();
+    world.open(names(20)).await;
+    let bad = world.credit("wallet-3").await;
+    for _ in 0..80 {
+        world.credit("wallet-3").await;
+    }
+    world.operate(100).await;
+    let refusing = Recorder::new("recorder")
+        .refusing(move |record| (record.position == bad).then(|| ApplyError::Permanent("no".to_owned())));
+    world.relay(&topic, 0, world.head()).await;
+    let running = world.start_within(refusing.clone(), topic.kafka(), 1);
+    let paused = "SELECT count(*) FROM projection_checkpoints WHERE paused_since IS NOT NULL";
+    world.until("its partition is paused", || async { world.database.number(paused).await > 0 }).await;
+    running.stop().await;
+    let kept = parked(&world, "recorder").await;
+    assert!((1..81).contains(&kept), "{kept}");
+
+    // The next one may park more.
+    let running = world.start(refusing, &topic);
+    world.through("recorder", world.head()).await;
+    world.assert_each_once_but_from("recorder", "wallet-3", bad).await;
+    let seen = world.seen("recorder").await.len() as i64;
+    assert_eq!(seen + parked(&world, "recorder").await, world.head());
+    running.stop().await;
+}
