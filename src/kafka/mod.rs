@@ -26,17 +26,17 @@ pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer};
 pub(crate) use dead_letters::{CopyError, DeadLetterCopy, DeadLetterProducer};
 pub(crate) use kept_headers::{RecordHeader, keep_headers, kept_headers};
 pub use partitioner::partition_of;
-pub(crate) use producer::{Delivery, Publisher, SendError};
+pub(crate) use producer::{Delivery, Publisher, RECORD_BYTES_MAX, RECORD_TIMEOUT, STALL_MAX, SendError};
 pub use properties::PropertyError;
 pub(crate) use properties::is_secret;
 pub use record::{
     EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_FOLLOWS,
-    HEADER_POSITION, HEADER_REVISION, OutgoingRecord, RecordError,
+    HEADER_LATE, HEADER_POSITION, HEADER_REVISION, OutgoingRecord, RecordError,
 };
-pub(crate) use tail::{PartitionTail, TopicTail};
+pub(crate) use tail::{Claim, Extent, TopicTail};
 pub(crate) use topic_reader::{TopicReader, TopicRecord};
-pub(crate) use topics::ensure_topic;
 pub use topics::{Setting, TopicReport, TopicsReport, Verdict, apply_topics, inspect_topics};
+pub(crate) use topics::{batch_bytes_max, ensure_topic};
 pub(crate) use watermarks::{OffsetReader, Offsets};
 
 /// The topic that carries every event.

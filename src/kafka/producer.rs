@@ -10,16 +10,34 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::embedded::broker::PRODUCER_SETTINGS;
-use crate::kafka::{EVENTS_TOPIC, KafkaConfig, OutgoingRecord};
+use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord};
 use crate::log::Position;
+
+/// How long a question may take that is asked between records.
+const QUICK_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a record may lie in the client and not be acknowledged. It is there for a process that is halted: when it wakes after
+/// its lease has ended, what the client still has in its queues is given up rather than sent. A relay that is at work ends its
+/// session earlier than that (see [`STALL_MAX`]), because the client goes on with later records when it gives one up.
+pub(crate) const RECORD_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// How long a record may wait for its acknowledgement until the session ends: longer than a cluster takes to do without a broker
+/// that is gone, and shorter than [`RECORD_TIMEOUT`].
+pub(crate) const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// What a record, with its batch, may take in the topic where the topic does not say, in bytes: librdkafka's own bound.
+pub(crate) const RECORD_BYTES_MAX: usize = 1_000_000;
+
+/// What librdkafka takes at least for its bound on records.
+const RECORD_BYTES_MIN: usize = 1_000;
 
 /// What became of a record that was sent.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) position: Position,
     pub(crate) partition: i32,
-    /// Its offset, or why the broker does not have it.
-    pub(crate) offset: Result<i64, String>,
+    /// Its offset, where the broker said; or why the broker does not have it.
+    pub(crate) offset: Result<Option<i64>, String>,
 }
 
 #[derive(Default)]
@@ -39,7 +57,8 @@ impl ProducerContext for Deliveries {
             Ok(message) => Delivery {
                 position: position as Position,
                 partition: message.partition(),
-                offset: Ok(message.offset()),
+                // A record that was sent again because the first answer was lost may have none.
+                offset: Ok(Some(message.offset()).filter(|offset| *offset >= 0)),
             },
             Err((error, message)) => Delivery {
                 position: position as Position,
@@ -56,6 +75,8 @@ impl ProducerContext for Deliveries {
 pub(crate) enum SendError {
     /// The queue is full: poll, and try again.
     Full,
+    /// The record is larger than the client may send.
+    TooLarge,
     /// Something else.
     Failed(String),
 }
@@ -66,7 +87,12 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn new(kafka: &KafkaConfig) -> Result<Self, KafkaError> {
+    /// A producer for a topic that takes batches of at most so many bytes.
+    pub(crate) fn new(kafka: &KafkaConfig, record_bytes_max: usize) -> Result<Self, KafkaError> {
+        let record_timeout = RECORD_TIMEOUT.as_millis().to_string();
+        let message_max = record_bytes_max.max(RECORD_BYTES_MIN).to_string();
+        // The broker refuses a batch that is too large, even where each of its records would go.
+        let batch_max = record_bytes_max.min(RECORD_BYTES_MAX).to_string();
         let defaults = [
             ("enable.idempotence", "true"),
             ("acks", "all"),
@@ -77,8 +103,9 @@ impl Publisher {
             // The fastest level: a third of the size for a fraction of the time that the default level takes.
             ("compression.level", "1"),
             ("linger.ms", "1"),
-            // A broker that is away is waited for: a record is never given up, so that nothing behind it is sent first.
-            ("message.timeout.ms", "0"),
+            ("message.timeout.ms", record_timeout.as_str()),
+            ("message.max.bytes", message_max.as_str()),
+            ("batch.size", batch_max.as_str()),
             ("queue.buffering.max.messages", "100000"),
             ("queue.buffering.max.kbytes", "65536"),
         ];
@@ -106,6 +133,7 @@ impl Publisher {
             .headers(headers);
         self.producer.send(message).map_err(|(error, _)| match error {
             KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => SendError::Full,
+            KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge) => SendError::TooLarge,
             other => SendError::Failed(other.to_string()),
         })
     }
@@ -128,6 +156,43 @@ impl Publisher {
     /// Why this producer can never send again, if so.
     pub(crate) fn fatal_error(&self) -> Option<String> {
         self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
+    }
+
+    /// The offset that the next record of each partition will get; `None` where there is no such topic.
+    pub(crate) fn ends(&self) -> Result<Option<Vec<i64>>, String> {
+        let client = self.producer.client();
+        // By its name it would be made, where the broker makes what it is asked for.
+        let metadata = client.fetch_metadata(None, QUICK_ANSWER_TIMEOUT).map_err(|error| error.to_string())?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == EVENTS_TOPIC);
+        if topic.is_none_or(|topic| topic.partitions().is_empty()) {
+            return Ok(None);
+        }
+        let end = |partition| {
+            let watermarks = client.fetch_watermarks(EVENTS_TOPIC, partition, QUICK_ANSWER_TIMEOUT);
+            watermarks.map(|(_, end)| end).map_err(|error| error.to_string())
+        };
+        (0..EVENTS_PARTITIONS).map(end).collect::<Result<Vec<_>, _>>().map(Some)
+    }
+
+    /// Why the broker may not acknowledge, in words for an operator.
+    pub(crate) fn trouble(&self) -> String {
+        let metadata = match self.producer.client().fetch_metadata(None, QUICK_ANSWER_TIMEOUT) {
+            Ok(metadata) => metadata,
+            Err(error) => return format!("the broker does not answer: {error}"),
+        };
+        let topic = metadata.topics().iter().find(|topic| topic.name() == EVENTS_TOPIC);
+        let partitions = topic.map_or(&[][..], |topic| topic.partitions());
+        if partitions.is_empty() {
+            return format!("the topic {EVENTS_TOPIC} is not there");
+        }
+        if let Some(partition) = partitions.iter().find(|partition| partition.leader() < 0) {
+            return format!("partition {} of {EVENTS_TOPIC} has no leader", partition.id());
+        }
+        let lacking = partitions.iter().find(|partition| partition.isr().len() < partition.replicas().len());
+        lacking.map_or("the broker does not acknowledge".to_owned(), |partition| {
+            let (in_sync, all) = (partition.isr().len(), partition.replicas().len());
+            format!("partition {} of {EVENTS_TOPIC} has {in_sync} of {all} replicas in sync", partition.id())
+        })
     }
 
     /// Lets go of everything that has not been acknowledged.

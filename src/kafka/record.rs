@@ -28,6 +28,10 @@ pub const HEADER_REVISION: &str = "revision";
 /// whatever topic it was read from.
 pub const HEADER_FOLLOWS: &str = "follows";
 
+/// The record was withheld when its turn came, and stands behind records of higher positions: whoever passes over what is not above
+/// the last position of its partition must make an exception. The records of a wallet still follow one another.
+pub const HEADER_LATE: &str = "late";
+
 /// An event made ready to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutgoingRecord {
@@ -78,6 +82,13 @@ impl OutgoingRecord {
 }
 
 impl OutgoingRecord {
+    /// The record of an event that was withheld when its turn came.
+    pub fn late(event: &RecordedEvent) -> Self {
+        let mut record = Self::of(event, event.position - 1);
+        record.headers.push((HEADER_LATE, "true".to_owned()));
+        record
+    }
+
     /// About how many bytes it takes in a topic, uncompressed.
     pub fn bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();

@@ -151,6 +151,19 @@ pub(crate) async fn ensure_topic(kafka: &KafkaConfig, topic: &str) -> Result<(),
     }
 }
 
+/// How many bytes a batch of [`EVENTS_TOPIC`] may have, as it lies there; `None` where the brokers do not say.
+pub(crate) async fn batch_bytes_max(kafka: &KafkaConfig) -> Option<usize> {
+    // The embedded broker tells of no settings.
+    let administrator = Administrator::new(kafka).ok().filter(|_| !kafka.embedded)?;
+    match administrator.settings_of(EVENTS_TOPIC).await {
+        Ok(settings) => settings.get("max.message.bytes")?.value.as_deref()?.parse().ok(),
+        Err(error) => {
+            tracing::debug!(%error, "how large a record may be is not known");
+            None
+        }
+    }
+}
+
 const PARTITIONS: &str = "partitions";
 const REPLICATION: &str = "replication";
 

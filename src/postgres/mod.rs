@@ -38,7 +38,7 @@ pub use rebuild::KeptTable;
 pub(crate) use rebuild::{
     Compared, Comparison, DifferingRow, Frontier, RebuildSession, RebuiltTable, compare, frontier, is_in_passing, swap,
 };
-pub(crate) use relay::{RelaySession, RelayTail, listen_for_appends, slowest_positions};
+pub(crate) use relay::{LEASE, RelaySession, RelayTail, Withheld, listen_for_appends, slowest_positions};
 pub use relay_status::{RelayState, RelayStatus, WithheldWallet};
 /// `sqlx` itself, so that a projection of one's own writes with the version that wallex uses.
 pub use sqlx;

@@ -1,14 +1,15 @@
 //! The relay's lock, checkpoint and bell in the database.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use sqlx::postgres::PgListener;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::kafka::EVENTS_TOPIC;
 use crate::log::Position;
-use crate::postgres::Database;
 use crate::postgres::log::NOTIFY_CHANNEL;
+use crate::postgres::{Database, RelayState};
 
 /// The advisory lock that the active relay holds: "wallex", then the relay's number.
 pub(super) const RELAY_LOCK: i64 = 0x7761_6c6c_6578_0001;
@@ -20,19 +21,49 @@ pub(crate) struct RelayTail {
     pub(crate) position: Position,
 }
 
+/// How long PostgreSQL keeps the session of a relay that says nothing: so long after its last word nobody else can be the active
+/// one. It is longer than what a Kafka cluster takes to do without one of its brokers, because what the client has not sent by then
+/// is given up (`message.timeout.ms`), and the lease must last longer than that.
+pub(crate) const LEASE: Duration = Duration::from_secs(45);
+
 /// The active relay's own connection. Its lock and its checkpoint live and die with it, so a relay that has lost its lock
 /// cannot move the checkpoint either.
 pub(crate) struct RelaySession {
     connection: PgConnection,
+    holder: String,
+}
+
+/// A wallet that is withheld from the topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Withheld {
+    pub(crate) wallet_id: String,
+    /// Its first event that is not in the topic.
+    pub(crate) position: Position,
+    pub(crate) partition: i32,
+    /// What that one takes as a record.
+    pub(crate) record_bytes: i64,
 }
 
 impl RelaySession {
     /// Becomes the active relay; `None` while another one is.
-    pub(crate) async fn begin(database: &Database) -> Result<Option<Self>, sqlx::Error> {
-        let mut connection = PgConnection::connect_with(database.connect_options()).await?;
+    pub(crate) async fn begin(database: &Database, holder: String) -> Result<Option<Self>, sqlx::Error> {
+        let limit = format!("{}ms", LEASE.as_millis());
+        let options = database.connect_options().clone();
+        let options =
+            options.options([("idle_session_timeout", &limit), ("idle_in_transaction_session_timeout", &limit)]);
+        let mut connection = PgConnection::connect_with(&options).await?;
         let is_ours: bool =
             sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(RELAY_LOCK).fetch_one(&mut connection).await?;
-        Ok(is_ours.then_some(RelaySession { connection }))
+        Ok(is_ours.then_some(RelaySession { connection, holder }))
+    }
+
+    /// Says what the relay is doing. That is its heartbeat too.
+    pub(crate) async fn say(&mut self, state: RelayState, reason: Option<&str>) -> Result<(), sqlx::Error> {
+        let statement = "UPDATE relay_status
+                            SET state = $1, reason = $2, holder = $3, seen_at = now(),
+                                since = CASE WHEN state = $1 THEN since ELSE now() END";
+        sqlx::query(statement).bind(state.name()).bind(reason).bind(&self.holder).execute(&mut self.connection).await?;
+        Ok(())
     }
 
     /// How far everything has been published, and the last record in each partition.
@@ -51,7 +82,7 @@ impl RelaySession {
         Ok((position, tails))
     }
 
-    /// Moves the checkpoint, never backwards, and notes the last record of each partition that has a new one.
+    /// Moves the checkpoint on, and notes the last record of each partition that has a new one.
     pub(crate) async fn move_checkpoint(
         &mut self,
         position: Position,
@@ -74,19 +105,62 @@ impl RelaySession {
         Ok(())
     }
 
-    /// Forgets the last records of these partitions: they were another topic's.
-    pub(crate) async fn forget_tails(&mut self, partitions: &[i32]) -> Result<(), sqlx::Error> {
-        sqlx::query("DELETE FROM relay_tails WHERE topic = $1 AND partition = ANY($2)")
-            .bind(EVENTS_TOPIC)
-            .bind(partitions)
+    /// Begins with another topic: takes the checkpoint back, and forgets the last records of these partitions.
+    pub(crate) async fn go_back(&mut self, position: Position, forgotten: &[i32]) -> Result<(), sqlx::Error> {
+        let statement = "WITH forgotten AS (DELETE FROM relay_tails WHERE topic = $2 AND partition = ANY($3))
+                         UPDATE relay_checkpoint SET position = $1, moved_at = now()";
+        sqlx::query(statement).bind(position).bind(EVENTS_TOPIC).bind(forgotten).execute(&mut self.connection).await?;
+        Ok(())
+    }
+
+    /// The wallets that are withheld from the topic now, in order of position.
+    pub(crate) async fn withheld(&mut self) -> Result<Vec<Withheld>, sqlx::Error> {
+        let statement = "SELECT wallet_id, position, partition, record_bytes FROM relay_withheld
+                          WHERE published_to IS NULL ORDER BY position";
+        let rows: Vec<(String, Position, i32, i64)> = sqlx::query_as(statement).fetch_all(&mut self.connection).await?;
+        let read =
+            |(wallet_id, position, partition, record_bytes)| Withheld { wallet_id, position, partition, record_bytes };
+        Ok(rows.into_iter().map(read).collect())
+    }
+
+    /// Withholds a wallet from this event on.
+    pub(crate) async fn withhold(&mut self, withheld: &Withheld, reason: &str) -> Result<(), sqlx::Error> {
+        let statement = "INSERT INTO relay_withheld (wallet_id, position, partition, record_bytes, reason)
+                         VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+        sqlx::query(statement)
+            .bind(&withheld.wallet_id)
+            .bind(withheld.position)
+            .bind(withheld.partition)
+            .bind(withheld.record_bytes)
+            .bind(reason)
             .execute(&mut self.connection)
             .await?;
         Ok(())
     }
 
-    /// Fails if the session, and the lock with it, is gone.
-    pub(crate) async fn assert_held(&mut self) -> Result<(), sqlx::Error> {
-        self.connection.ping().await
+    /// What was withheld of a wallet has been published up to a position; the rest, if there is any, stays withheld.
+    pub(crate) async fn published_late(
+        &mut self,
+        wallet_id: &str,
+        to: Position,
+        rest: Option<&(Withheld, String)>,
+    ) -> Result<(), sqlx::Error> {
+        // The second half hangs on the first, because there can be only one row of a wallet that is withheld now.
+        let statement = "WITH published AS (
+                UPDATE relay_withheld SET published_to = $2, published_at = now()
+                 WHERE wallet_id = $1 AND published_to IS NULL RETURNING wallet_id)
+            INSERT INTO relay_withheld (wallet_id, position, partition, record_bytes, reason)
+            SELECT wallet_id, $3, $4, $5, $6 FROM published WHERE $3::bigint IS NOT NULL";
+        sqlx::query(statement)
+            .bind(wallet_id)
+            .bind(to)
+            .bind(rest.map(|(rest, _)| rest.position))
+            .bind(rest.map(|(rest, _)| rest.partition))
+            .bind(rest.map(|(rest, _)| rest.record_bytes))
+            .bind(rest.map(|(_, reason)| reason.as_str()))
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
     }
 
     /// Makes way for another relay.

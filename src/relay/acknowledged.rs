@@ -1,6 +1,7 @@
 //! Which positions the broker has acknowledged, and up to where without a gap: only so far may the checkpoint move. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
 
 use crate::log::Position;
 use crate::postgres::RelayTail;
@@ -10,8 +11,8 @@ use crate::postgres::RelayTail;
 pub(super) struct Acknowledged {
     /// Everything up to here is in the topic.
     through: Position,
-    /// Whether the broker has each position after `through`.
-    after: VecDeque<bool>,
+    /// Of each position after `through`: when it was sent; `None` if the broker has it.
+    after: VecDeque<Option<Instant>>,
     /// Acknowledged records that lie beyond `through`, and the last one that does not, by partition in order.
     tails: BTreeMap<i32, VecDeque<RelayTail>>,
 }
@@ -36,28 +37,35 @@ impl Acknowledged {
         self.after.len()
     }
 
-    /// The next position has been sent.
-    pub(super) fn sent(&mut self) {
-        self.after.push_back(false);
+    /// When the oldest was sent that the broker does not have; `None` where it has all.
+    pub(super) fn oldest_sent_at(&self) -> Option<Instant> {
+        self.after.front().copied().flatten()
+    }
+
+    /// The next position is being sent.
+    pub(super) fn sent(&mut self, at: Instant) {
+        self.after.push_back(Some(at));
     }
 
     /// The next position needs no sending: the topic has it.
     pub(super) fn passed_over(&mut self) {
-        self.after.push_back(true);
+        self.after.push_back(None);
         self.advance();
     }
 
-    /// The broker has this position.
-    pub(super) fn acknowledge(&mut self, position: Position, partition: i32, offset: i64) {
-        if let Some(flag) = self.after.get_mut((position - self.through - 1) as usize) {
-            *flag = true;
+    /// The broker has this position, at this offset if it said.
+    pub(super) fn acknowledge(&mut self, position: Position, partition: i32, offset: Option<i64>) {
+        if let Some(sent_at) = self.after.get_mut((position - self.through - 1) as usize) {
+            *sent_at = None;
         }
-        self.tails.entry(partition).or_default().push_back(RelayTail { next_offset: offset + 1, position });
+        if let Some(offset) = offset {
+            self.tails.entry(partition).or_default().push_back(RelayTail { next_offset: offset + 1, position });
+        }
         self.advance();
     }
 
     fn advance(&mut self) {
-        while self.after.front() == Some(&true) {
+        while self.after.front() == Some(&None) {
             self.after.pop_front();
             self.through += 1;
         }
@@ -86,13 +94,13 @@ mod tests {
     fn the_checkpoint_stops_at_the_first_position_that_is_not_acknowledged() {
         let mut acknowledged = Acknowledged::new(10);
         for _ in 0..4 {
-            acknowledged.sent();
+            acknowledged.sent(Instant::now());
         }
-        acknowledged.acknowledge(12, 0, 100);
-        acknowledged.acknowledge(13, 1, 200);
+        acknowledged.acknowledge(12, 0, Some(100));
+        acknowledged.acknowledge(13, 1, Some(200));
         assert_eq!(acknowledged.through(), 10);
         assert!(acknowledged.take_tails().is_empty());
-        acknowledged.acknowledge(11, 2, 300);
+        acknowledged.acknowledge(11, 2, Some(300));
         assert_eq!((acknowledged.through(), acknowledged.next(), acknowledged.outstanding()), (13, 15, 1));
         let tails = acknowledged.take_tails();
         assert_eq!(tails[&0], RelayTail { next_offset: 101, position: 12 });
@@ -104,10 +112,10 @@ mod tests {
     fn what_the_topic_has_already_counts_as_acknowledged() {
         let mut acknowledged = Acknowledged::new(0);
         acknowledged.passed_over();
-        acknowledged.sent();
+        acknowledged.sent(Instant::now());
         acknowledged.passed_over();
         assert_eq!(acknowledged.through(), 1);
-        acknowledged.acknowledge(2, 0, 0);
+        acknowledged.acknowledge(2, 0, Some(0));
         assert_eq!((acknowledged.through(), acknowledged.next()), (3, 4));
     }
 
@@ -116,10 +124,10 @@ mod tests {
         fn whatever_the_order_of_acknowledgements_none_is_passed(order in proptest::sample::subsequence((1..=40_i64).collect::<Vec<_>>(), 0..40)
             .prop_shuffle()) {
             let mut acknowledged = Acknowledged::new(0);
-            (0..40).for_each(|_| acknowledged.sent());
+            (0..40).for_each(|_| acknowledged.sent(Instant::now()));
             let mut known = std::collections::BTreeSet::new();
             for position in order {
-                acknowledged.acknowledge(position, (position % 3) as i32, position);
+                acknowledged.acknowledge(position, (position % 3) as i32, Some(position));
                 known.insert(position);
                 let expected = (1..=40).find(|position| !known.contains(position)).unwrap_or(41) - 1;
                 proptest::prop_assert_eq!(acknowledged.through(), expected);

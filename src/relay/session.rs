@@ -1,6 +1,6 @@
-//! One session of the active relay: from taking the lock to losing it, or to a fault that calls for a fresh look at the topic.
+//! One session of the active relay: from taking the lease to losing it, or to a fault that calls for a fresh look at the topic.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -8,14 +8,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::crash_point::CrashPoint;
 use crate::kafka::{
-    Delivery, EVENTS_PARTITIONS, EVENTS_TOPIC, OutgoingRecord, PartitionTail, Publisher, SendError, TopicTail,
-    ensure_topic, partition_of,
+    Delivery, EVENTS_PARTITIONS, EVENTS_TOPIC, OutgoingRecord, Publisher, RECORD_BYTES_MAX, STALL_MAX, SendError,
+    batch_bytes_max, ensure_topic, partition_of,
 };
 use crate::log::{EventLog, Position, RecordedEvent};
-use crate::postgres::{RelaySession, RelayTail, slowest_positions};
+use crate::postgres::{RelayState, slowest_positions};
 use crate::projection::BUILT_IN;
 use crate::relay::acknowledged::Acknowledged;
+use crate::relay::beginning::{Present, begin};
 use crate::relay::budget::Budget;
+use crate::relay::lease::Lease;
+use crate::relay::setback::{Setback, about_the_topic};
 use crate::relay::{Relay, pause_for};
 
 /// How long a relay that stands by waits before it tries to become the active one.
@@ -41,162 +44,111 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum Ended {
     /// Another relay is the active one.
     StandingBy,
+    /// What the topic takes has changed: it is worth a fresh look.
+    Changed,
     /// Asked to.
     Stopped,
 }
 
-/// What ended a session.
-pub(super) struct Setback {
-    pub(super) reason: String,
-    /// Whether it had got as far as publishing.
-    pub(super) had_begun: bool,
-}
-
-impl<E: std::fmt::Display> From<E> for Setback {
-    fn from(error: E) -> Self {
-        Setback { reason: error.to_string(), had_begun: false }
-    }
-}
-
-/// Runs one session.
-pub(super) fn run<L: EventLog>(relay: &Relay<L>, runtime: &Handle, stop: &CancellationToken) -> Result<Ended, Setback> {
-    let Some(mut lock) = runtime.block_on(RelaySession::begin(&relay.database))? else {
+/// Runs one session. `standing` is what became of the one before, for those who look while this one begins.
+pub(super) fn run<L: EventLog>(
+    relay: &Relay<L>,
+    runtime: &Handle,
+    stop: &CancellationToken,
+    standing: (RelayState, &str),
+) -> Result<Ended, Setback> {
+    let (state, reason) = standing;
+    let Some(mut lease) = Lease::take(&relay.database, runtime, state, reason)? else {
         pause_for(STAND_BY, runtime, stop);
         return Ok(Ended::StandingBy);
     };
-    let publisher = Publisher::new(&relay.kafka)?;
-    runtime.block_on(ensure_topic(&relay.kafka, EVENTS_TOPIC))?;
-    let beginning = begin(relay, runtime, &mut lock)?;
+    let ended = publish(relay, runtime, stop, &mut lease);
+    // Where the database is away, nobody can be told.
+    let _ = match &ended {
+        Ok(Ended::Stopped) => lease.say(RelayState::Absent, Some("it was stopped".to_owned())),
+        Ok(_) => Ok(()),
+        Err(setback) => lease.say(setback.state, Some(setback.reason.clone())),
+    };
+    lease.end();
+    ended
+}
+
+fn publish<L: EventLog>(
+    relay: &Relay<L>,
+    runtime: &Handle,
+    stop: &CancellationToken,
+    lease: &mut Lease<'_>,
+) -> Result<Ended, Setback> {
+    runtime.block_on(ensure_topic(&relay.kafka, EVENTS_TOPIC)).map_err(about_the_topic)?;
+    let record_bytes_max = record_bytes_max(relay, runtime);
+    let publisher = Publisher::new(&relay.kafka, record_bytes_max)?;
+    let beginning = begin(relay, runtime, lease)?;
+    // An answer to this shows that the lease was held for as long as the topic was looked at.
+    match &beginning.refill {
+        Some((reason, _)) => lease.say(RelayState::Refilling, Some(reason.clone()))?,
+        None => lease.say(RelayState::Publishing, None)?,
+    }
     tracing::info!(from = beginning.from, "this relay is the active one");
     let mut session = Session {
         relay,
         runtime,
         stop,
-        lock,
+        lease,
         publisher,
+        record_bytes_max,
         acknowledged: Acknowledged::new(beginning.from),
         seen: [beginning.from; EVENTS_PARTITIONS as usize],
+        ends: beginning.present.iter().map(|present| present.end).collect(),
         present: beginning.present,
-        strange: beginning.strange,
-        strange_until: beginning.strange_until,
-        held_tails: BTreeMap::new(),
+        refill_to: beginning.refill.map_or(beginning.from, |(_, to)| to),
+        withheld: HashSet::new(),
         pending: VecDeque::new(),
         budget: Budget::default(),
         checkpointed: beginning.from,
         checkpoint_due: Instant::now(),
+        watch_due: Instant::now() + super::watch::EVERY,
     };
-    session.account_for_present()?;
-    match session.publish() {
-        Ok(()) => {
-            runtime.block_on(session.lock.end());
-            Ok(Ended::Stopped)
-        }
-        Err(setback) => {
-            session.publisher.abandon();
-            runtime.block_on(session.lock.end());
-            Err(Setback { had_begun: true, ..setback })
-        }
+    let ended = session.account_for_present().and_then(|()| session.publish_late()).and_then(|()| session.publish());
+    if !matches!(ended, Ok(Ended::Stopped)) {
+        session.publisher.abandon();
     }
+    ended.map_err(|setback| Setback { had_begun: true, ..setback })
 }
 
-/// Where a session begins.
-struct Beginning {
-    /// Everything up to here needs no look.
-    from: Position,
-    /// Up to which position each partition has everything already.
-    present: BTreeMap<i32, Position>,
-    /// Partitions whose note is another topic's, until everything up to `strange_until` is published.
-    strange: Vec<i32>,
-    strange_until: Position,
+/// How many bytes a record may take, with its batch.
+pub(super) fn record_bytes_max<L>(relay: &Relay<L>, runtime: &Handle) -> usize {
+    runtime.block_on(batch_bytes_max(&relay.kafka)).unwrap_or(RECORD_BYTES_MAX)
 }
 
-/// Compares what the topic ends with to what was noted last, and decides where to begin.
-fn begin<L: EventLog>(relay: &Relay<L>, runtime: &Handle, lock: &mut RelaySession) -> Result<Beginning, Setback> {
-    let (checkpoint, noted) = runtime.block_on(lock.checkpoint())?;
-    let topic = TopicTail::new(&relay.kafka)?;
-    let mut tails = BTreeMap::new();
-    let mut strange = Vec::new();
-    for partition in 0..EVENTS_PARTITIONS {
-        // A record that only claims a position (anybody may write to the topic) must not make the relay pass events over.
-        let tail = topic.look(partition, |position, key, value| {
-            let Some(before) = position.checked_sub(1).filter(|before| *before >= 0) else { return Ok(false) };
-            let logged = runtime.block_on(relay.log.read(before, 1))?;
-            Ok::<_, Setback>(logged.first().is_some_and(|event| {
-                let record = OutgoingRecord::of(event, before);
-                event.position == position && record.key.as_bytes() == key && record.value == value
-            }))
-        })?;
-        if let Some(noted) = noted.get(&partition)
-            && !is_as_noted(&topic, partition, &tail, noted)?
-        {
-            strange.push(partition);
-        }
-        tails.insert(partition, tail);
-    }
-    // A topic that holds nothing while something has been published: even partitions without a note are not what they were.
-    let is_another = !strange.is_empty() || (checkpoint > 0 && tails.values().all(|tail| tail.end == 0));
-    if !is_another {
-        let last =
-            |(partition, tail): (i32, PartitionTail)| (partition, tail.last_position.unwrap_or(0).max(checkpoint));
-        let present = tails.into_iter().map(last).collect();
-        return Ok(Beginning { from: checkpoint, present, strange, strange_until: checkpoint });
-    }
-    if !relay.kafka.embedded {
-        tracing::warn!(
-            partitions = ?strange,
-            "the topic does not end with what was published last: it was made anew, is another cluster's, or was restored from \
-             the past; publishing again from where the projections are"
-        );
-    }
-    let taken = runtime.block_on(slowest_positions(relay.database.pool(), &BUILT_IN, EVENTS_PARTITIONS))?;
-    let present: BTreeMap<i32, Position> = tails
-        .iter()
-        .map(|(partition, tail)| {
-            let taken = taken.get(partition).copied().unwrap_or(0);
-            (*partition, tail.last_position.unwrap_or(0).max(taken))
-        })
-        .collect();
-    let from = present.values().min().copied().unwrap_or(0).min(checkpoint);
-    // The notes stay until the new topic has what they stand for: a relay that ends half-way is followed by one that sees the
-    // same strangeness.
-    let strange = noted.keys().copied().collect();
-    Ok(Beginning { from, present, strange, strange_until: checkpoint })
-}
-
-fn is_as_noted(topic: &TopicTail, partition: i32, tail: &PartitionTail, noted: &RelayTail) -> Result<bool, Setback> {
-    let offset = noted.next_offset - 1;
-    if tail.end <= offset {
-        return Ok(false);
-    }
-    // What retention has removed cannot be compared; the end alone has to do then.
-    Ok(tail.low > offset || topic.position_at(partition, offset)? == Some(noted.position))
-}
-
-struct Session<'a, L> {
-    relay: &'a Relay<L>,
-    runtime: &'a Handle,
-    stop: &'a CancellationToken,
-    lock: RelaySession,
-    publisher: Publisher,
-    acknowledged: Acknowledged,
+pub(super) struct Session<'a, 'b, L> {
+    pub(super) relay: &'a Relay<L>,
+    pub(super) runtime: &'a Handle,
+    pub(super) stop: &'a CancellationToken,
+    pub(super) lease: &'a mut Lease<'b>,
+    pub(super) publisher: Publisher,
+    pub(super) record_bytes_max: usize,
+    pub(super) acknowledged: Acknowledged,
     /// The last event of each partition that was sent or passed over; before the first one, where this session began.
     seen: [Position; EVENTS_PARTITIONS as usize],
-    present: BTreeMap<i32, Position>,
-    strange: Vec<i32>,
-    strange_until: Position,
-    /// New notes that wait until everything up to `strange_until` is published: written before, they would hide from the next
-    /// relay that the topic still lacks the rest.
-    held_tails: BTreeMap<i32, RelayTail>,
+    /// What each partition had when this session began.
+    pub(super) present: Vec<Present>,
+    /// The offset that the next record of each partition will get at least.
+    pub(super) ends: Vec<i64>,
+    /// Up to where the topic had been filled when it was another one.
+    pub(super) refill_to: Position,
+    /// Wallets whose events do not go to the topic.
+    pub(super) withheld: HashSet<String>,
     /// Read and not yet sent.
     pending: VecDeque<RecordedEvent>,
     budget: Budget,
     checkpointed: Position,
     checkpoint_due: Instant,
+    pub(super) watch_due: Instant,
 }
 
-impl<L: EventLog> Session<'_, L> {
+impl<L: EventLog> Session<'_, '_, L> {
     /// Publishes until stopped. On stop, what is under way is waited for, within bounds.
-    fn publish(&mut self) -> Result<(), Setback> {
+    fn publish(&mut self) -> Result<Ended, Setback> {
         let mut stop_by = None;
         loop {
             let stopping = self.stop.is_cancelled();
@@ -205,25 +157,24 @@ impl<L: EventLog> Session<'_, L> {
                 return Err(Setback::from("the broker has not acknowledged everything before the stop"));
             }
             let has_room = self.acknowledged.outstanding() < OUTSTANDING_MAX;
-            let mut has_more = false;
-            if !stopping && has_room && self.pending.is_empty() {
-                has_more = self.read()?;
-                // A session that was ended while there was nothing to do is noticed before anything is sent: another relay may
-                // be at it already. While much is under way, the checkpoint notices.
-                if self.acknowledged.outstanding() == 0 && !self.pending.is_empty() {
-                    self.runtime.block_on(self.lock.assert_held())?;
-                }
-            }
+            let has_more = !stopping && has_room && self.pending.is_empty() && self.read()?;
             let is_held_up = !self.send()?;
             self.take_deliveries()?;
             self.checkpoint()?;
+            if self.lease.is_heartbeat_due() {
+                self.say_how_it_stands(is_held_up)?;
+            }
+            if Instant::now() >= self.watch_due && self.watch()? {
+                return Ok(Ended::Changed);
+            }
             if self.acknowledged.outstanding() > 0 {
                 // A backlog is not to be paced.
                 if !has_more {
                     std::thread::sleep(PACE);
                 }
             } else if stopping {
-                return self.checkpoint();
+                self.checkpoint()?;
+                return Ok(Ended::Stopped);
             } else if is_held_up {
                 pause_for(BUDGET_LOOK, self.runtime, self.stop);
             } else if self.pending.is_empty() {
@@ -240,20 +191,17 @@ impl<L: EventLog> Session<'_, L> {
         let pool = self.relay.database.pool();
         let taken = self.runtime.block_on(slowest_positions(pool, &BUILT_IN, EVENTS_PARTITIONS))?;
         let mut after = taken.values().min().copied().unwrap_or(0);
-        let through = self.present.values().max().copied().unwrap_or(0);
+        let through = self.present.iter().map(Present::last).max().unwrap_or(0);
         while after < through {
             let page = self.runtime.block_on(self.relay.log.read(after, PAGE))?;
             let Some(last) = page.last() else { break };
             after = last.position;
             for event in page {
                 let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
-                let is_present = self.present.get(&partition).is_some_and(|present| event.position <= *present);
+                let is_present = self.present[partition as usize].has(event.position);
                 if is_present && taken.get(&partition).is_none_or(|taken| event.position > *taken) {
-                    self.budget.spend(
-                        partition,
-                        event.position,
-                        OutgoingRecord::of(&event, event.position - 1).bytes(),
-                    );
+                    let bytes = OutgoingRecord::of(&event, event.position - 1).bytes();
+                    self.budget.spend(partition, event.position, bytes);
                 }
             }
         }
@@ -266,8 +214,8 @@ impl<L: EventLog> Session<'_, L> {
         let page = self.runtime.block_on(self.relay.log.read(after, PAGE))?;
         for (event, expected) in page.iter().zip(after + 1..) {
             if event.position != expected {
-                return Err(Setback::from(format!(
-                    "the log has position {} where {expected} should be",
+                return Err(Setback::blocked(format!(
+                    "the log has position {} where {expected} should be; nothing is published past a gap",
                     event.position
                 )));
             }
@@ -287,46 +235,89 @@ impl<L: EventLog> Session<'_, L> {
         }
         while let Some(event) = self.pending.front() {
             let partition = partition_of(event.stream.as_str().as_bytes(), EVENTS_PARTITIONS);
-            let seen = &mut self.seen[partition as usize];
-            if self.present.get(&partition).is_some_and(|present| event.position <= *present) {
-                *seen = event.position;
+            let follows = self.seen[partition as usize];
+            let is_passed_over =
+                self.present[partition as usize].has(event.position) || self.withheld.contains(event.stream.as_str());
+            if !is_passed_over {
+                if bounded && self.budget.is_spent() {
+                    return Ok(false);
+                }
+                let record = OutgoingRecord::of(event, follows);
+                self.lease.assert_held()?;
+                CrashPoint::BeforeSend.pass();
+                match self.hand_over(event, partition, &record) {
+                    Ok(()) => {}
+                    Err(SendError::Full) => break,
+                    Err(SendError::TooLarge) => {
+                        let event = event.clone();
+                        self.withhold(&event, partition, record.bytes())?;
+                        continue;
+                    }
+                    Err(SendError::Failed(reason)) => return Err(Setback::from(reason)),
+                }
+                CrashPoint::AfterSend.pass();
+                if bounded {
+                    self.budget.spend(partition, event.position, record.bytes());
+                }
+                self.acknowledged.sent(Instant::now());
+            } else {
                 self.acknowledged.passed_over();
-                self.pending.pop_front();
-                continue;
             }
-            if bounded && self.budget.is_spent() {
-                return Ok(false);
-            }
-            let record = OutgoingRecord::of(event, *seen);
-            CrashPoint::BeforeSend.pass();
-            match self.publisher.send(event.position, partition, event.recorded_at.timestamp_millis(), &record) {
-                Ok(()) => {}
-                Err(SendError::Full) => break,
-                Err(SendError::Failed(reason)) => return Err(Setback::from(reason)),
-            }
-            CrashPoint::AfterSend.pass();
-            *seen = event.position;
-            self.acknowledged.sent();
-            if bounded {
-                self.budget.spend(partition, event.position, record.bytes());
-            }
+            self.seen[partition as usize] = event.position;
             self.pending.pop_front();
         }
         Ok(true)
     }
 
+    /// Hands a record to the client.
+    pub(super) fn hand_over(
+        &self,
+        event: &RecordedEvent,
+        partition: i32,
+        record: &OutgoingRecord,
+    ) -> Result<(), SendError> {
+        if record.bytes() > self.record_bytes_max {
+            return Err(SendError::TooLarge);
+        }
+        self.publisher.send(event.position, partition, event.recorded_at.timestamp_millis(), record)
+    }
+
     fn take_deliveries(&mut self) -> Result<(), Setback> {
+        for (position, partition, offset) in self.acknowledgements()? {
+            self.acknowledged.acknowledge(position, partition, offset);
+        }
+        let stalled = self.acknowledged.oldest_sent_at().is_some_and(|sent_at| sent_at.elapsed() > STALL_MAX);
+        if stalled {
+            let position = self.acknowledged.through() + 1;
+            return Err(Setback::from(format!(
+                "position {position} is not acknowledged for {} s: {}",
+                STALL_MAX.as_secs(),
+                self.publisher.trouble()
+            )));
+        }
+        Ok(())
+    }
+
+    /// What the broker has taken, with partition and offset.
+    pub(super) fn acknowledgements(&mut self) -> Result<Vec<(Position, i32, Option<i64>)>, Setback> {
+        let mut all = Vec::new();
         for Delivery { position, partition, offset } in self.publisher.deliveries() {
-            match offset {
-                Ok(offset) => self.acknowledged.acknowledge(position, partition, offset),
-                Err(reason) => {
-                    return Err(Setback::from(format!("the broker does not take position {position}: {reason}")));
+            let offset = offset
+                .map_err(|reason| Setback::from(format!("the broker does not take position {position}: {reason}")))?;
+            if let Some(offset) = offset {
+                let end = &mut self.ends[partition as usize];
+                if offset < *end {
+                    return Err(Setback::from(format!(
+                        "partition {partition} has gone back from offset {end} to {offset}: the topic is another one"
+                    )));
                 }
+                *end = offset + 1;
             }
+            all.push((position, partition, offset));
         }
         match self.publisher.fatal_error() {
             Some(reason) => Err(Setback::from(format!("the producer cannot go on: {reason}"))),
-            None => Ok(()),
+            None => Ok(all),
         }
     }
 
@@ -338,21 +329,13 @@ impl<L: EventLog> Session<'_, L> {
             return Ok(());
         }
         CrashPoint::BeforeCheckpoint.pass();
-        self.held_tails.extend(self.acknowledged.take_tails());
-        if through < self.strange_until {
-            self.checkpointed = through;
-            self.runtime.block_on(self.lock.assert_held())?;
-            self.checkpoint_due = Instant::now() + CHECKPOINT_EVERY;
-            return Ok(());
-        }
-        let tails = std::mem::take(&mut self.held_tails);
-        self.runtime.block_on(self.lock.move_checkpoint(through, &tails))?;
-        self.strange.retain(|partition| !tails.contains_key(partition));
-        if !self.strange.is_empty() {
-            self.runtime.block_on(self.lock.forget_tails(&std::mem::take(&mut self.strange)))?;
-        }
+        let tails = self.acknowledged.take_tails();
+        self.lease.ask(async |session| session.move_checkpoint(through, &tails).await)?;
         self.checkpointed = through;
         self.checkpoint_due = Instant::now() + CHECKPOINT_EVERY;
+        if self.lease.state() == RelayState::Refilling && through >= self.refill_to {
+            self.lease.say(RelayState::Publishing, None)?;
+        }
         Ok(())
     }
 
