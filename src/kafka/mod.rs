@@ -26,7 +26,7 @@ pub(crate) use consumer::{Assignments, ConsumedRecord, GroupConsumer};
 pub(crate) use dead_letters::{CopyError, DeadLetterCopy, DeadLetterProducer};
 pub(crate) use kept_headers::{RecordHeader, keep_headers, kept_headers};
 pub use partitioner::partition_of;
-pub(crate) use producer::{Delivery, Publisher, RECORD_BYTES_MAX, RECORD_TIMEOUT, STALL_MAX, SendError};
+pub(crate) use producer::{Delivery, Publisher, RECORD_BYTES_MAX, RECORD_TIMEOUT, Refusal, STALL_MAX, SendError};
 pub use properties::PropertyError;
 pub(crate) use properties::is_secret;
 pub use record::{

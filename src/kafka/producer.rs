@@ -37,7 +37,15 @@ pub(crate) struct Delivery {
     pub(crate) position: Position,
     pub(crate) partition: i32,
     /// Its offset, where the broker said; or why the broker does not have it.
-    pub(crate) offset: Result<Option<i64>, String>,
+    pub(crate) offset: Result<Option<i64>, Refusal>,
+}
+
+/// Why the broker does not have a record.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) reason: String,
+    /// Whether its batch is larger than the topic takes.
+    pub(crate) is_too_large: bool,
 }
 
 #[derive(Default)]
@@ -63,7 +71,10 @@ impl ProducerContext for Deliveries {
             Err((error, message)) => Delivery {
                 position: position as Position,
                 partition: message.partition(),
-                offset: Err(error.to_string()),
+                offset: Err(Refusal {
+                    reason: error.to_string(),
+                    is_too_large: error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge),
+                }),
             },
         };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(delivery);

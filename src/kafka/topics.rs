@@ -3,12 +3,16 @@
 //! What is missing is made, and a setting is changed where that takes nothing away. Nothing is ever deleted, shrunk or cut
 //! into more partitions: a wallet's events would be spread over two of them, and their order lost.
 
+use std::time::Duration;
+
 use rdkafka::admin::ConfigResource;
 use serde::Serialize;
 
 use crate::kafka::administrator::{Administrator, TopicsError};
 use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
 
+/// How long an answer may take that can be done without.
+const QUICK_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// More copies than this are not asked for, however many brokers there are.
 const COPIES_MAX: usize = 3;
 
@@ -155,10 +159,14 @@ pub(crate) async fn ensure_topic(kafka: &KafkaConfig, topic: &str) -> Result<(),
 pub(crate) async fn batch_bytes_max(kafka: &KafkaConfig) -> Option<usize> {
     // The embedded broker tells of no settings.
     let administrator = Administrator::new(kafka).ok().filter(|_| !kafka.embedded)?;
-    match administrator.settings_of(EVENTS_TOPIC).await {
-        Ok(settings) => settings.get("max.message.bytes")?.value.as_deref()?.parse().ok(),
-        Err(error) => {
-            tracing::debug!(%error, "how large a record may be is not known");
+    match tokio::time::timeout(QUICK_ANSWER_TIMEOUT, administrator.settings_of(EVENTS_TOPIC)).await {
+        Ok(Ok(settings)) => settings.get("max.message.bytes")?.value.as_deref()?.parse().ok(),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "how large a record may be is not known");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("how large a record may be is not known: the brokers do not answer");
             None
         }
     }

@@ -137,8 +137,9 @@ impl<L: EventLog> Relay<L> {
     fn go(&self, runtime: &Handle, stop: &CancellationToken) {
         let mut waits = backoff();
         let mut standing = (RelayState::Waiting, BEGINNING.to_owned());
+        let mut ask_limit = false;
         while !stop.is_cancelled() {
-            match session::run(self, runtime, stop, (standing.0, &standing.1)) {
+            match session::run(self, runtime, stop, (standing.0, &standing.1), ask_limit) {
                 Ok(session::Ended::StandingBy | session::Ended::Changed) => {
                     waits = backoff();
                     standing = (RelayState::Waiting, BEGINNING.to_owned());
@@ -154,6 +155,7 @@ impl<L: EventLog> Relay<L> {
                     if setback.had_begun {
                         waits = backoff();
                     }
+                    ask_limit |= setback.is_too_large;
                     standing = (setback.state, setback.reason);
                     pause_for(pause, runtime, stop);
                 }

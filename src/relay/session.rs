@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::crash_point::CrashPoint;
 use crate::kafka::{
-    Delivery, EVENTS_PARTITIONS, EVENTS_TOPIC, OutgoingRecord, Publisher, RECORD_BYTES_MAX, STALL_MAX, SendError,
-    batch_bytes_max, ensure_topic, partition_of,
+    Delivery, EVENTS_PARTITIONS, EVENTS_TOPIC, OutgoingRecord, Publisher, RECORD_BYTES_MAX, Refusal, STALL_MAX,
+    SendError, batch_bytes_max, ensure_topic, partition_of,
 };
 use crate::log::{EventLog, Position, RecordedEvent};
 use crate::postgres::{RelayState, slowest_positions};
@@ -56,13 +56,14 @@ pub(super) fn run<L: EventLog>(
     runtime: &Handle,
     stop: &CancellationToken,
     standing: (RelayState, &str),
+    ask_limit: bool,
 ) -> Result<Ended, Setback> {
     let (state, reason) = standing;
     let Some(mut lease) = Lease::take(&relay.database, runtime, state, reason)? else {
         pause_for(STAND_BY, runtime, stop);
         return Ok(Ended::StandingBy);
     };
-    let ended = publish(relay, runtime, stop, &mut lease);
+    let ended = publish(relay, runtime, stop, &mut lease, ask_limit);
     // Where the database is away, nobody can be told.
     let _ = match &ended {
         Ok(Ended::Stopped) => lease.say(RelayState::Absent, Some("it was stopped".to_owned())),
@@ -78,10 +79,13 @@ fn publish<L: EventLog>(
     runtime: &Handle,
     stop: &CancellationToken,
     lease: &mut Lease<'_>,
+    ask_limit: bool,
 ) -> Result<Ended, Setback> {
     runtime.block_on(ensure_topic(&relay.kafka, EVENTS_TOPIC)).map_err(about_the_topic)?;
-    let record_bytes_max = record_bytes_max(relay, runtime);
-    let publisher = Publisher::new(&relay.kafka, record_bytes_max)?;
+    let withheld = lease.ask(async |session| session.withheld().await)?;
+    let ask_limit = ask_limit || !withheld.is_empty();
+    let said = if ask_limit { runtime.block_on(batch_bytes_max(&relay.kafka)) } else { None };
+    let publisher = Publisher::new(&relay.kafka, said.unwrap_or(RECORD_BYTES_MAX))?;
     let beginning = begin(relay, runtime, lease)?;
     // An answer to this shows that the lease was held for as long as the topic was looked at.
     match &beginning.refill {
@@ -95,7 +99,8 @@ fn publish<L: EventLog>(
         stop,
         lease,
         publisher,
-        record_bytes_max,
+        record_bytes_max: said.unwrap_or(RECORD_BYTES_MAX),
+        has_asked_limit: ask_limit,
         acknowledged: Acknowledged::new(beginning.from),
         seen: [beginning.from; EVENTS_PARTITIONS as usize],
         ends: beginning.present.iter().map(|present| present.end).collect(),
@@ -108,16 +113,12 @@ fn publish<L: EventLog>(
         checkpoint_due: Instant::now(),
         watch_due: Instant::now() + super::watch::EVERY,
     };
-    let ended = session.account_for_present().and_then(|()| session.publish_late()).and_then(|()| session.publish());
+    let ended =
+        session.account_for_present().and_then(|()| session.publish_late(withheld)).and_then(|()| session.publish());
     if !matches!(ended, Ok(Ended::Stopped)) {
         session.publisher.abandon();
     }
     ended.map_err(|setback| Setback { had_begun: true, ..setback })
-}
-
-/// How many bytes a record may take, with its batch.
-pub(super) fn record_bytes_max<L>(relay: &Relay<L>, runtime: &Handle) -> usize {
-    runtime.block_on(batch_bytes_max(&relay.kafka)).unwrap_or(RECORD_BYTES_MAX)
 }
 
 pub(super) struct Session<'a, 'b, L> {
@@ -126,7 +127,11 @@ pub(super) struct Session<'a, 'b, L> {
     pub(super) stop: &'a CancellationToken,
     pub(super) lease: &'a mut Lease<'b>,
     pub(super) publisher: Publisher,
+    /// How many bytes a record may take.
     pub(super) record_bytes_max: usize,
+    /// Whether the topic was asked, or that is only assumed: it is asked where there is a reason, because few topics take less
+    /// than what is assumed, and not every broker answers.
+    has_asked_limit: bool,
     pub(super) acknowledged: Acknowledged,
     /// The last event of each partition that was sent or passed over; before the first one, where this session began.
     seen: [Position; EVENTS_PARTITIONS as usize],
@@ -248,6 +253,9 @@ impl<L: EventLog> Session<'_, '_, L> {
                 match self.hand_over(event, partition, &record) {
                     Ok(()) => {}
                     Err(SendError::Full) => break,
+                    Err(SendError::TooLarge) if !self.has_asked_limit => {
+                        return Err(Setback::too_large(event.position));
+                    }
                     Err(SendError::TooLarge) => {
                         let event = event.clone();
                         self.withhold(&event, partition, record.bytes())?;
@@ -302,8 +310,7 @@ impl<L: EventLog> Session<'_, '_, L> {
     pub(super) fn acknowledgements(&mut self) -> Result<Vec<(Position, i32, Option<i64>)>, Setback> {
         let mut all = Vec::new();
         for Delivery { position, partition, offset } in self.publisher.deliveries() {
-            let offset = offset
-                .map_err(|reason| Setback::from(format!("the broker does not take position {position}: {reason}")))?;
+            let offset = offset.map_err(|refusal| self.refused(position, refusal))?;
             if let Some(offset) = offset {
                 let end = &mut self.ends[partition as usize];
                 if offset < *end {
@@ -318,6 +325,18 @@ impl<L: EventLog> Session<'_, '_, L> {
         match self.publisher.fatal_error() {
             Some(reason) => Err(Setback::from(format!("the producer cannot go on: {reason}"))),
             None => Ok(all),
+        }
+    }
+
+    fn refused(&self, position: Position, refusal: Refusal) -> Setback {
+        let reason = format!("the broker does not take position {position}: {}", refusal.reason);
+        if refusal.is_too_large && !self.has_asked_limit {
+            Setback::too_large(position)
+        } else if refusal.is_too_large {
+            // The topic's setting has changed meanwhile, or cannot be read.
+            Setback { is_too_large: true, ..Setback::blocked(reason) }
+        } else {
+            Setback::from(reason)
         }
     }
 

@@ -1,6 +1,7 @@
 //! What ends a session, other than a stop.
 
 use crate::kafka::TopicsError;
+use crate::log::Position;
 use crate::postgres::RelayState;
 
 /// What ended a session.
@@ -11,18 +12,27 @@ pub(super) struct Setback {
     pub(super) state: RelayState,
     /// Whether it had got as far as publishing.
     pub(super) had_begun: bool,
+    /// Whether the next session has to know how large a record may be.
+    pub(super) is_too_large: bool,
 }
 
 impl Setback {
     /// It stays so until somebody does something.
     pub(super) fn blocked(reason: impl Into<String>) -> Self {
-        Setback { reason: reason.into(), state: RelayState::Blocked, had_begun: false }
+        Setback { state: RelayState::Blocked, ..Setback::from(reason.into()) }
+    }
+
+    /// A record was refused as too large, by whoever assumed how large it may be.
+    pub(super) fn too_large(position: Position) -> Self {
+        let reason =
+            format!("position {position} may be too large for the topic, which is asked now how much it takes");
+        Setback { is_too_large: true, ..Setback::from(reason) }
     }
 }
 
 impl<E: std::fmt::Display> From<E> for Setback {
     fn from(error: E) -> Self {
-        Setback { reason: error.to_string(), state: RelayState::Waiting, had_begun: false }
+        Setback { reason: error.to_string(), state: RelayState::Waiting, had_begun: false, is_too_large: false }
     }
 }
 

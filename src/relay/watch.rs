@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::kafka::batch_bytes_max;
 use crate::log::EventLog;
 use crate::postgres::RelayState;
-use crate::relay::session::{Session, record_bytes_max};
+use crate::relay::session::Session;
 use crate::relay::setback::Setback;
 
 /// How often the topic is looked at.
@@ -48,6 +49,8 @@ impl<L: EventLog> Session<'_, '_, L> {
             // What is away is waited for, and noticed by what is not acknowledged.
             Err(reason) => tracing::debug!(reason, "the topic could not be looked at"),
         }
-        Ok(!self.withheld.is_empty() && record_bytes_max(self.relay, self.runtime) > self.record_bytes_max)
+        let said =
+            if self.withheld.is_empty() { None } else { self.runtime.block_on(batch_bytes_max(&self.relay.kafka)) };
+        Ok(said.is_some_and(|bytes| bytes > self.record_bytes_max))
     }
 }

@@ -56,8 +56,8 @@ impl<L: EventLog> Session<'_, '_, L> {
     }
 
     /// Publishes what was withheld and fits by now. The rest stays withheld.
-    pub(super) fn publish_late(&mut self) -> Result<(), Setback> {
-        for entry in self.lease.ask(async |session| session.withheld().await)? {
+    pub(super) fn publish_late(&mut self, withheld: Vec<Withheld>) -> Result<(), Setback> {
+        for entry in withheld {
             let late = if entry.record_bytes as usize <= self.record_bytes_max {
                 self.publish_late_of(&entry)?
             } else {
