@@ -84,6 +84,10 @@ pub enum DatabaseError {
 const BY_INDEX: [(&str, &str); 3] =
     [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
 
+/// How long a transaction of a projection may lie open without a word from its process, as PostgreSQL writes durations. A process
+/// that was halted in one holds its checkpoints; whoever got its partitions meanwhile is not to wait for it to wake.
+const OPEN_IDLE_MAX: &str = "10s";
+
 /// The schema's history, in `migrations/`.
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -142,7 +146,8 @@ impl Database {
                 return Err(DatabaseError::Connect { url: masked_url, reason });
             }
         };
-        let by_index_options = options.options(BY_INDEX);
+        let by_index_options =
+            options.options(BY_INDEX).options([("idle_in_transaction_session_timeout", OPEN_IDLE_MAX)]);
         let by_index = pool_options.connect_lazy_with(by_index_options.clone());
         Ok(Database { pool, by_index, by_index_options, masked_url })
     }
@@ -253,10 +258,11 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
 /// Anything else, a missing table or right too, is about the database as it is now.
 pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
     match error {
-        // Cardinality, data exception, integrity constraint, check option, raised by a function.
+        // Cardinality, data exception, integrity constraint, check option, a limit exceeded (a value that no index takes), raised by
+        // a function.
         sqlx::Error::Database(database) => database
             .code()
-            .is_some_and(|code| ["21", "22", "23", "44", "P0"].iter().any(|class| code.starts_with(class))),
+            .is_some_and(|code| ["21", "22", "23", "44", "54", "P0"].iter().any(|class| code.starts_with(class))),
         sqlx::Error::RowNotFound
         | sqlx::Error::Encode(_)
         | sqlx::Error::Decode(_)
