@@ -97,13 +97,13 @@ pub async fn come_and_go(seed: u64, place: &Place) {
     // believes for a moment that it still has them.
     members.push(place.project(&world));
     traffic(&mut world).await;
-    for halted in 0..members.len() {
+    for halted in &members {
         world.operate(2_000).await;
-        members[halted].signal(Signal::SIGSTOP);
+        halted.signal(Signal::SIGSTOP);
         tokio::time::sleep(place.longer_than_a_session).await;
         traffic(&mut world).await;
         world.operate(500).await;
-        members[halted].signal(Signal::SIGCONT);
+        halted.signal(Signal::SIGCONT);
         traffic(&mut world).await;
     }
     world.assert_ledger_and_read_model().await;

@@ -9,3 +9,4 @@ mod gaps;
 mod members;
 mod outages;
 mod parking;
+mod retry;
