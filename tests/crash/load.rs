@@ -15,7 +15,7 @@ use wallex::postgres::{Database, sqlx};
 
 use crate::process::{Serve, run};
 
-const WALLETS: usize = 50;
+pub const WALLETS: usize = 50;
 const OPENING: i64 = 1_000;
 const WORKERS: u64 = 16;
 
@@ -30,12 +30,12 @@ pub enum Callers {
 
 /// What a wallet must be, from acknowledged answers alone.
 #[derive(Clone, Copy, Default)]
-struct Account {
-    balance: i64,
+pub struct Account {
+    pub balance: i64,
     credits: i64,
     debits: i64,
     /// Postings in its ledger; its events are one more, that of its creation.
-    postings: i64,
+    pub postings: i64,
 }
 
 impl Account {
@@ -52,12 +52,13 @@ impl Account {
     }
 }
 
-#[derive(Default)]
-struct Model {
-    accounts: BTreeMap<String, Account>,
+/// What the callers were told, all together.
+#[derive(Clone, Default)]
+pub struct Model {
+    pub accounts: BTreeMap<String, Account>,
     /// The keys of the commands that were answered with 201.
-    keys: BTreeSet<String>,
-    acknowledged: u64,
+    pub keys: BTreeSet<String>,
+    pub acknowledged: u64,
     unanswered: u64,
 }
 
@@ -81,6 +82,11 @@ pub struct Load {
 impl Load {
     pub async fn start(seed: u64, callers: Callers, urls: Vec<String>) -> Load {
         println!("CRASH_SEED={seed}");
+        Self::start_paced(seed, callers, urls, Duration::ZERO).await
+    }
+
+    /// Callers that rest so long after each answer.
+    pub async fn start_paced(seed: u64, callers: Callers, urls: Vec<String>, rest: Duration) -> Load {
         let mut load = Load {
             callers,
             place: Arc::new(Place { urls: RwLock::new(urls), ..Place::default() }),
@@ -100,7 +106,7 @@ impl Load {
         for worker in 0..WORKERS {
             let (place, model, stop) = (Arc::clone(&load.place), Arc::clone(&load.model), Arc::clone(&load.stop));
             let random = ChaCha8Rng::seed_from_u64(seed ^ (worker + 1));
-            load.workers.spawn(work(worker, random, callers, place, model, stop));
+            load.workers.spawn(work(Caller { worker, callers, rest }, random, place, model, stop));
         }
         load
     }
@@ -109,7 +115,12 @@ impl Load {
         *self.place.urls.write().expect("no panic") = urls;
     }
 
-    fn acknowledged(&self) -> u64 {
+    /// What the callers were told until now.
+    pub fn model(&self) -> Model {
+        self.model.lock().expect("no panic").clone()
+    }
+
+    pub fn acknowledged(&self) -> u64 {
         self.model.lock().expect("no panic").acknowledged
     }
 
@@ -209,7 +220,7 @@ fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().expect("a client")
 }
 
-fn name(wallet: usize) -> String {
+pub fn name(wallet: usize) -> String {
     format!("wallet-{wallet}")
 }
 
@@ -250,10 +261,16 @@ async fn send_once(client: &reqwest::Client, place: &Place, path: &str, body: &V
     Some((status, answer.json().await.expect("a whole answer")))
 }
 
-async fn work(
+/// One of the callers.
+struct Caller {
     worker: u64,
-    mut random: ChaCha8Rng,
     callers: Callers,
+    rest: Duration,
+}
+
+async fn work(
+    Caller { worker, callers, rest }: Caller,
+    mut random: ChaCha8Rng,
     place: Arc<Place>,
     model: Arc<Mutex<Model>>,
     stop: Arc<AtomicBool>,
@@ -261,6 +278,9 @@ async fn work(
     let client = client();
     let mut number = 0;
     while !stop.load(Ordering::SeqCst) {
+        if !rest.is_zero() {
+            tokio::time::sleep(rest).await;
+        }
         number += 1;
         let (from, amount) = (random.random_range(0..WALLETS), random.random_range(1..=300_i64));
         let to = (from + random.random_range(1..WALLETS)) % WALLETS;
