@@ -321,3 +321,27 @@ async fn what_kafka_was_told_is_shown_beside_the_checkpoint_that_counts() {
     );
     assert_eq!(report.topics[0].records, Some(world.head()));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_relay_says_of_itself_is_part_of_the_answer() {
+    let world = World::settled().await;
+    let outbox = async || report(&world.database, Some(&world.kafka)).await.expect("a report").outbox;
+    assert_eq!(outbox().await.state, State::Idle);
+    world
+        .sql("INSERT INTO relay_withheld (wallet_id, position, partition, record_bytes, reason) VALUES ('wallet-3', 17, 0, 9, 'too large')")
+        .await;
+    let withholding = outbox().await;
+    assert_eq!((withholding.state, withholding.withheld.len()), (State::Parked, 1));
+    world
+        .sql("UPDATE relay_status SET state = 'blocked', reason = 'seven partitions', holder = 'me', since = now(), seen_at = now()")
+        .await;
+    let blocked = outbox().await;
+    assert_eq!((blocked.state, blocked.relay.reason.as_deref()), (State::Stuck, Some("seven partitions")));
+    world.sql("UPDATE relay_status SET seen_at = now() - interval '1 hour'").await;
+    let gone = outbox().await;
+    assert_eq!(
+        (gone.relay.state, gone.state),
+        (wallex::relay::RelayState::Absent, State::Parked),
+        "nothing waits for it now"
+    );
+}

@@ -11,6 +11,7 @@ use crate::cli::text::{age_text, one_line, time};
 use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
 use crate::kafka::EVENTS_TOPIC;
 use crate::lag::{GroupLag, LagProbe, LagReport, PartitionLag};
+use crate::postgres::WithheldWallet;
 
 /// Parked wallets that the table names; JSON has them all.
 const PARKED_ROWS_MAX: usize = 20;
@@ -99,6 +100,16 @@ fn show(report: &LagReport, output: &Output) -> color_eyre::Result<()> {
     if report.parked.len() > PARKED_ROWS_MAX {
         output.line(format!("… and {} more parked; -o json lists them", report.parked.len() - PARKED_ROWS_MAX))?;
     }
+    for withheld in report.outbox.withheld.iter().take(PARKED_ROWS_MAX) {
+        let WithheldWallet { wallet_id, events, position, reason, .. } = withheld;
+        output.line(format!(
+            "withheld from the topic: {events} events of {wallet_id} from position {position} on: {reason}"
+        ))?;
+    }
+    let relay = &report.outbox.relay;
+    let holder = relay.holder.as_ref().map_or(String::new(), |holder| format!(" ({holder})"));
+    let reason = relay.reason.as_ref().map_or(String::new(), |reason| format!(": {}", one_line(reason)));
+    output.line(format!("relay{holder}: {} since {}{reason}", relay.state.name(), time(relay.since)))?;
     if let Some(error) = &report.broker.error {
         output.note(format!("broker: {error}"));
     }

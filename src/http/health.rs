@@ -15,6 +15,7 @@ use crate::http::error::ApiError;
 use crate::http::{Shared, in_time};
 use crate::lag::{self, BROKER_TIMEOUT, LagReport, State as LagState};
 use crate::log::EventLog;
+use crate::postgres::RelayState;
 use crate::sequencer::{CommandError, Request};
 use crate::wallet::{Command, WalletId};
 
@@ -95,7 +96,7 @@ struct KafkaBody<'a> {
     state: LagState,
     producer: Producer,
     kafka: Kafka,
-    outbox: Outbox,
+    outbox: Outbox<'a>,
     lag: Vec<Group<'a>>,
 }
 
@@ -111,8 +112,11 @@ struct Kafka {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Outbox {
+struct Outbox<'a> {
     state: LagState,
+    /// What the relay is doing, and why it is not publishing, where it is not.
+    relay: RelayState,
+    reason: Option<&'a str>,
     depth: i64,
     oldest_age_ms: Option<i64>,
 }
@@ -139,6 +143,8 @@ pub(super) async fn kafka<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> 
         kafka: Kafka { status: if connected { "connected" } else { "disconnected" } },
         outbox: Outbox {
             state: report.outbox.state,
+            relay: report.outbox.relay.state,
+            reason: report.outbox.relay.reason.as_deref(),
             depth: report.outbox.depth,
             oldest_age_ms: report.outbox.oldest_age_ms,
         },

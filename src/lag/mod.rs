@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::kafka::KafkaConfig;
 use crate::log::Position;
-use crate::postgres::Database;
+use crate::postgres::{Database, RelayStatus, WithheldWallet};
 
 pub(crate) use behind::EventTime;
 pub use probe::{BROKER_TIMEOUT, LagProbe};
@@ -75,7 +75,7 @@ pub struct TopicLag {
 }
 
 /// The outbox: the part of the log that the broker has not acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OutboxLag {
     /// How it stands.
@@ -90,6 +90,10 @@ pub struct OutboxLag {
     pub oldest_age_ms: Option<i64>,
     /// How long ago `published` moved last, in milliseconds.
     pub unmoved_ms: i64,
+    /// What the relay is doing, and why it is not publishing, where it is not.
+    pub relay: RelayStatus,
+    /// Wallets whose events the relay does not publish, because one of them is larger than the topic takes; at most 1,000.
+    pub withheld: Vec<WithheldWallet>,
 }
 
 /// Whether the broker answered just now.

@@ -9,11 +9,11 @@ use tokio::sync::{Mutex, watch};
 
 use crate::kafka::{EVENTS_TOPIC, KafkaConfig, OffsetReader, Offsets};
 use crate::lag::behind::Behind;
-use crate::lag::state::{Broker, GroupFacts, Waiting, group_state, needs_help, outbox_state, state_of};
+use crate::lag::state::{Broker, GroupFacts, OutboxFacts, Waiting, group_state, needs_help, outbox_state, state_of};
 use crate::lag::{
     BrokerState, GroupLag, LagError, LagReport, OutboxLag, PartitionLag, Standing, State, TopicLag, TotalLag,
 };
-use crate::postgres::Database;
+use crate::postgres::{Database, RelayStatus, WithheldWallet};
 use crate::projection::is_nearly_full;
 
 /// How long the broker may take over an answer before it counts as away.
@@ -74,10 +74,10 @@ impl LagProbe {
         let groups: Vec<String> = standing.groups().into_iter().map(str::to_owned).collect();
         let from_database = async {
             let behind = Behind::find(&self.database, &standing).await?;
-            Ok::<_, LagError>((behind, self.database.parked_wallets().await?))
+            Ok::<_, LagError>((behind, self.database.parked_wallets().await?, self.database.relay().await?))
         };
         let (from_database, offsets) = tokio::join!(from_database, self.offsets(groups));
-        let (behind, parked) = from_database?;
+        let (behind, parked, relay) = from_database?;
         let (offsets, broker, answered) = match offsets {
             Ok(offsets) if offsets.watermarks.is_empty() => {
                 let error = Some(format!("the broker has no topic {EVENTS_TOPIC}"));
@@ -91,7 +91,7 @@ impl LagProbe {
         };
         let moment =
             Moment { standing: &standing, behind: &behind, offsets: &offsets, broker: answered, now: Utc::now() };
-        let outbox = moment.outbox();
+        let outbox = moment.outbox(relay);
         let groups: Vec<GroupLag> = standing.groups().into_iter().map(|group| moment.group(group)).collect();
         let report =
             LagReport { total: total(&outbox, &groups), outbox, broker, topics: vec![moment.topic()], groups, parked };
@@ -133,17 +133,24 @@ struct Moment<'a> {
 }
 
 impl Moment<'_> {
-    fn outbox(&self) -> OutboxLag {
+    fn outbox(&self, (relay, withheld): (RelayStatus, Vec<WithheldWallet>)) -> OutboxLag {
         let standing = self.standing;
         let since = self.behind.outbox();
         let waiting = since.map(|since| self.waiting(since, Some(standing.published_unmoved)));
         OutboxLag {
-            state: outbox_state(self.broker, waiting),
+            state: outbox_state(&OutboxFacts {
+                broker: self.broker,
+                waiting,
+                relay: relay.state,
+                withholds: !withheld.is_empty(),
+            }),
             head: standing.head,
             published: standing.published,
             depth: (standing.head - standing.published).max(0),
             oldest_age_ms: since.map(|since| age_ms(since, self.now)),
             unmoved_ms: milliseconds(standing.published_unmoved),
+            relay,
+            withheld,
         }
     }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::postgres::RelayState;
+
 /// From this time on without progress, while there is something to do, it does not move but is stuck. Longer than a
 /// group takes to be balanced anew after one of its members has died.
 pub const STUCK_AFTER: Duration = Duration::from_secs(30);
@@ -18,7 +20,7 @@ pub enum State {
     Idle,
     /// Something waits, and it gets less or has only just come.
     Moving,
-    /// It goes on, but for wallets of which records were put aside.
+    /// It goes on, but for wallets of which records were put aside, or withheld from the topic.
     Parked,
     /// Something has been waiting for [`STUCK_AFTER`], and as long nothing has moved.
     Stuck,
@@ -93,9 +95,23 @@ pub(super) fn state_of(waiting: Option<Waiting>) -> State {
     waiting.map_or(State::Idle, Waiting::state)
 }
 
+/// What is known of the outbox.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OutboxFacts {
+    pub broker: Broker,
+    pub waiting: Option<Waiting>,
+    /// What the relay says of itself.
+    pub relay: RelayState,
+    /// Whether it leaves out wallets whose events are too large.
+    pub withholds: bool,
+}
+
 /// How the outbox stands.
-pub(super) fn outbox_state(broker: Broker, waiting: Option<Waiting>) -> State {
-    broker.state().max(state_of(waiting))
+pub(super) fn outbox_state(facts: &OutboxFacts) -> State {
+    // A relay that is blocked says so at once, before anything has waited for long.
+    let relay = if facts.relay == RelayState::Blocked { State::Stuck } else { State::Idle };
+    let withheld = if facts.withholds { State::Parked } else { State::Idle };
+    facts.broker.state().max(state_of(facts.waiting)).max(relay).max(withheld)
 }
 
 /// What is known of a group.
@@ -154,11 +170,22 @@ mod tests {
 
     #[test]
     fn the_outbox_waits_for_a_broker_before_it_is_called_stuck() {
-        let stuck = waiting(90, 90);
-        assert_eq!(outbox_state(Broker::Serving, stuck), State::Stuck);
-        assert_eq!(outbox_state(Broker::WithoutTopic, stuck), State::TopicAbsent);
-        assert_eq!(outbox_state(Broker::Away, stuck), State::BrokerAway);
-        assert_eq!(outbox_state(Broker::Away, None), State::BrokerAway, "nothing waits now, but what comes will");
+        let well =
+            OutboxFacts { broker: Broker::Serving, waiting: None, relay: RelayState::Publishing, withholds: false };
+        let stuck = OutboxFacts { waiting: waiting(90, 90), ..well };
+        for (state, facts) in [
+            (State::Idle, well),
+            (State::Moving, OutboxFacts { waiting: waiting(1, 90), ..well }),
+            (State::Parked, OutboxFacts { withholds: true, ..well }),
+            (State::Stuck, stuck),
+            (State::Stuck, OutboxFacts { relay: RelayState::Blocked, ..well }),
+            (State::TopicAbsent, OutboxFacts { broker: Broker::WithoutTopic, ..stuck }),
+            (State::BrokerAway, OutboxFacts { broker: Broker::Away, ..stuck }),
+            // Nothing waits now, but what comes will.
+            (State::BrokerAway, OutboxFacts { broker: Broker::Away, ..well }),
+        ] {
+            assert_eq!(outbox_state(&facts), state, "{facts:?}");
+        }
     }
 
     #[test]

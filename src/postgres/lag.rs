@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use crate::kafka::EVENTS_TOPIC;
 use crate::lag::{EventTime, LagError, PARKED_WALLETS_MAX, ParkedWallet, Standing, Through};
 use crate::log::Position;
-use crate::postgres::{Database, is_transient};
+use crate::postgres::{Database, RelayStatus, WithheldWallet, is_transient};
 
 fn lag_error(error: sqlx::Error) -> LagError {
     if is_transient(&error) { LagError::Away(error.to_string()) } else { LagError::Refused(error.to_string()) }
@@ -57,6 +57,12 @@ impl Database {
             stand(&mut standing, row).map_err(lag_error)?;
         }
         Ok(standing)
+    }
+
+    /// What the relay is doing, and what it withholds.
+    pub(crate) async fn relay(&self) -> Result<(RelayStatus, Vec<WithheldWallet>), LagError> {
+        let status = self.relay_status().await.map_err(lag_error)?;
+        Ok((status, self.relay_withheld().await.map_err(lag_error)?))
     }
 
     /// When the first event after a position was recorded.
