@@ -74,6 +74,8 @@ impl KafkaConfig {
     pub(crate) fn client_config(&self, defaults: &[(&str, &str)], embedded: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers).set("client.id", "wallex");
+        // A producer that names a topic which was deleted would have most brokers make it anew, with one partition.
+        config.set("allow.auto.create.topics", "false");
         let embedded = if self.embedded { embedded } else { &[] };
         for (name, value) in defaults.iter().chain(embedded) {
             config.set(*name, *value);

@@ -212,6 +212,7 @@ fn send_foreign(system: &System, random: &mut impl Rng) {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", system.kafka.address())
         .set("message.timeout.ms", "10000")
+        .set("allow.auto.create.topics", "false")
         .create()
         .expect("a producer");
     let count = random.random_range(1..=5);
