@@ -68,6 +68,8 @@ struct Place {
     urls: RwLock<Vec<String>>,
     /// How many times they were told to come again, with a 503.
     refusals: AtomicU64,
+    /// Held by each caller from its question to its answer, and by whoever wants none under way.
+    gate: tokio::sync::RwLock<()>,
 }
 
 /// Callers, and where they call.
@@ -113,6 +115,11 @@ impl Load {
 
     pub fn call_at(&self, urls: Vec<String>) {
         *self.place.urls.write().expect("no panic") = urls;
+    }
+
+    /// Waits for the answers that are under way, and keeps callers from further commands for as long as this is held.
+    pub async fn pause(&self) -> impl Sized + use<'_> {
+        self.place.gate.write().await
     }
 
     /// What the callers were told until now.
@@ -291,6 +298,7 @@ async fn work(
             _ => ("transfer", json!({ "amount": amount, "toWalletId": to })),
         };
         let (path, key) = (format!("/wallets/{from}/{kind}"), format!("{worker}-{number}"));
+        let _under_way = place.gate.read().await;
         let answer = match callers {
             Callers::Patient => Some(send_until_answered(&client, &place, &path, &body, &key).await),
             Callers::Once => send_once(&client, &place, &path, &body).await,

@@ -87,6 +87,13 @@ impl Drop for OnFailure {
     }
 }
 
+/// Everything goes on, and callers know where.
+async fn calm(system: &mut System, load: &Load) {
+    system.calm();
+    system.until_served().await;
+    load.call_at(system.urls());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_a_soak_on_a_real_kafka_ends_with_four_zeros() {
     let options = Options::from_environment();
@@ -95,7 +102,7 @@ async fn slow_a_soak_on_a_real_kafka_ends_with_four_zeros() {
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
     let mut system = System::start().await;
     prepare_poison(&system).await;
-    system.until("web processes serve", async |system: &System| system.urls().len() == 2).await;
+    system.until_served().await;
     let mut load = Load::start_paced(options.seed, Callers::Patient, system.urls(), REST).await;
 
     let began = Instant::now();
@@ -103,9 +110,11 @@ async fn slow_a_soak_on_a_real_kafka_ends_with_four_zeros() {
     while !options.is_over(round, began) {
         if !is_late && options.is_late(round, began) {
             is_late = true;
-            system.calm();
+            calm(&mut system, &load).await;
+            let paused = load.pause().await;
             system.until_drained().await;
             verdict.judge_topic(&system, true).await;
+            drop(paused);
             println!("round {round}: {}", disturb(&mut system, Disturbance::DeleteTopic, &mut random).await);
         }
         let mut what = Vec::new();
@@ -126,13 +135,13 @@ async fn slow_a_soak_on_a_real_kafka_ends_with_four_zeros() {
             .await;
         round += 1;
         if round.is_multiple_of(DRAIN_EVERY) {
-            system.calm();
+            calm(&mut system, &load).await;
             system.until_drained().await;
         }
     }
 
     println!("the end: nothing is disturbed any more");
-    system.calm();
+    calm(&mut system, &load).await;
     load.end().await;
     system.until_drained().await;
     let healed = heal(&mut system).await;

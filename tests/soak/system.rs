@@ -234,6 +234,11 @@ impl System {
         }
     }
 
+    /// Waits until both web processes are there.
+    pub async fn until_served(&mut self) {
+        self.until("web processes serve", async |system: &System| system.urls().len() == 2).await;
+    }
+
     /// Waits until relay and projections have dealt with everything that is in the log now.
     pub async fn until_drained(&mut self) {
         let mut head = None;
