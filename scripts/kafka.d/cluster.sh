@@ -290,7 +290,8 @@ await_nodes() {
     local node until=$((SECONDS + patience))
     for node in "$@"; do
         until grep -E 'Kafka Server started' "$directory/$node/log" >/dev/null 2>&1; do
-            runs "$node" || return 1
+            # For a moment it is still this script and not yet Java, so that its command line does not tell.
+            kill -0 "$(process_of "$node")" 2>/dev/null || return 1
             [ $SECONDS -lt $until ] || give_up "$node has not started within $patience s; its log: $directory/$node/log"
             sleep 0.2
         done
