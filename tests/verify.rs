@@ -544,3 +544,18 @@ async fn traffic_does_not_disturb_it() {
     let positions = verifying.await.expect("six verifications");
     assert!(positions.windows(2).any(|pair| pair[0] < pair[1]), "there was traffic: {positions:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_lies_where_a_strangers_lay_in_an_older_topic_is_compared_like_any_other() {
+    let world = World::settled().await;
+    world
+        .sql(
+            "INSERT INTO discarded_records (parked_id, action_id, discarded_at, projection, topic, partition, kafka_offset, record_value,
+                                            record_headers, error_class, error, attempts, first_failed_at, last_failed_at)
+             SELECT partition, gen_random_uuid(), now(), 'ledger-projector', 'wallet-events', partition, 1, 'not ours', '[]',
+                    'FOREIGN', 'it has no position', 1, now(), now() FROM generate_series(0, 9) AS partition",
+        )
+        .await;
+    let proof = world.verify().await;
+    assert!(proof.ok, "{proof:#?}");
+}

@@ -1,7 +1,5 @@
 //! Reading everything back for a verification: page by page, each page a plain range of an index.
 
-use std::collections::HashSet;
-
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -9,8 +7,8 @@ use crate::kafka::EVENTS_TOPIC;
 use crate::log::{Position, Revision};
 use crate::postgres::{Database, is_transient};
 use crate::verify::{
-    DiscardedRow, EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Stray, StreamId, VerifyError,
-    WalletRow,
+    DiscardedRow, EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Strangers, Stray, StreamId,
+    VerifyError, WalletRow,
 };
 
 /// Discarded records of no wallet that a verification knows of at most; what is beyond in the topic counts as a difference.
@@ -269,14 +267,18 @@ impl Database {
         sqlx::query_as(statement).bind(group).bind(wallets).fetch_all(self.pool()).await.map_err(verify_error)
     }
 
-    /// Partitions and offsets of the discarded records that belong to no wallet; the newest, up to [`DISCARDED_STRANGERS_MAX`].
-    pub(crate) async fn discarded_strangers(&self) -> Result<HashSet<(i32, i64)>, VerifyError> {
-        let statement = "SELECT partition, kafka_offset FROM discarded_records
+    /// The discarded records that belong to no wallet; the newest, up to [`DISCARDED_STRANGERS_MAX`].
+    pub(crate) async fn discarded_strangers(&self) -> Result<Strangers, VerifyError> {
+        let statement = "SELECT partition, kafka_offset, sha256(coalesce(record_value, '')) FROM discarded_records
                           WHERE wallet_id IS NULL AND topic = $1 AND kafka_offset IS NOT NULL
                           ORDER BY parked_id DESC LIMIT $2";
         let query = sqlx::query_as(statement).bind(EVENTS_TOPIC).bind(DISCARDED_STRANGERS_MAX);
-        let found: Vec<(i32, i64)> = query.fetch_all(self.pool()).await.map_err(verify_error)?;
-        Ok(found.into_iter().collect())
+        let found: Vec<(i32, i64, Vec<u8>)> = query.fetch_all(self.pool()).await.map_err(verify_error)?;
+        let mut strangers = Strangers::new();
+        for (partition, offset, digest) in found {
+            strangers.entry((partition, offset)).or_default().push(digest);
+        }
+        Ok(strangers)
     }
 
     /// How much was discarded, by group.

@@ -13,7 +13,6 @@ mod rows;
 mod strays;
 mod topic;
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -31,7 +30,8 @@ use crate::verify::topic::TopicScan;
 
 pub use proof::{Check, Proof};
 pub(crate) use rows::{
-    DiscardedRow, EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Stray, StreamId, WalletRow,
+    DiscardedRow, EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Strangers, Stray, StreamId,
+    WalletRow,
 };
 
 /// How long the broker may take over each answer.
@@ -151,7 +151,7 @@ async fn open_topic(
     kafka: Option<&KafkaConfig>,
     published: Position,
     wait_max: Duration,
-    discarded: HashSet<(i32, i64)>,
+    discarded: Strangers,
 ) -> Result<TopicScan, Check> {
     let Some(config) = kafka.cloned() else {
         return Err(topic_check(true, "as far as a broker runs", "not compared: no broker runs"));

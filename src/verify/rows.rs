@@ -1,5 +1,7 @@
 //! The tables' rows as they are read for a verification: everything that could be wrong is still text.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -115,3 +117,7 @@ pub(crate) struct DiscardedRow {
     /// Records of no wallet.
     pub strangers: i64,
 }
+
+/// Discarded records of no wallet: by partition and offset, the SHA-256 of each one's value (of nothing, where it had none). More than
+/// one lay there if the topic was made anew.
+pub(crate) type Strangers = HashMap<(i32, i64), Vec<Vec<u8>>>;
