@@ -122,7 +122,7 @@ impl TopicScan {
             && let Some(record) = self.reader.peek(partition)?
             && self.discarded.get(&(partition, record.offset)).is_some_and(|digests| {
                 let digest = Sha256::digest(record.value.as_deref().unwrap_or_default());
-                digests.iter().any(|known| known.as_slice() == digest.as_slice())
+                digests.iter().any(|known| known[..] == digest[..])
             })
         {
             self.reader.take(partition);
