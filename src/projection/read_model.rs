@@ -185,6 +185,26 @@ mod tests {
         }
 
         #[test]
+        fn events_are_cut_where_one_is_left_out_and_nowhere_else(
+            steps in proptest::collection::vec(Step::any(), 0..200), every in 2..40_i64
+        ) {
+            let all = records_of(&steps);
+            proptest::prop_assert_eq!(runs(&all).len(), 1);
+            let left: Vec<EventRecord> = all.iter().filter(|record| record.position % every != 0).cloned().collect();
+            let runs = runs(&left);
+            proptest::prop_assert!(runs.concat() == left);
+            for run in &runs {
+                proptest::prop_assert!(collapse(run).is_ok());
+            }
+            // No cut is one too many: the event after it does not follow its wallet's last before it.
+            for pair in runs.windows(2) {
+                let next = &pair[1][0];
+                let last = pair[0].iter().rfind(|record| record.wallet_id == next.wallet_id);
+                proptest::prop_assert!(last.is_some_and(|last| last.revision + 1 != next.revision));
+            }
+        }
+
+        #[test]
         fn an_event_that_is_missing_or_comes_twice_is_noticed_at_its_wallets_next(
             steps in proptest::collection::vec(Step::any(), 20..100), at in 0..100_usize, size in 1..50_usize, twice: bool
         ) {

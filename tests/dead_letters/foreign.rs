@@ -95,3 +95,28 @@ async fn foreign_records_are_listed_shown_in_hex_and_discarded_one_by_one_or_all
     ledger.stop().await;
     read_model.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_whose_name_is_no_text_ends_nothing() {
+    let mut world = World::new(302).await;
+    let topic = Topic::new();
+    let operator = Operator::of(&world, &topic);
+    world.open(wallets_of(4, 5)).await;
+    #[expect(unsafe_code, reason = "the client takes names as text only; it hands the bytes on as they are")]
+    let name = unsafe { String::from_utf8_unchecked(vec![0xff, 0xfe]) };
+    topic.send(4, &Raw { value: Some(b"strange".to_vec()), headers: vec![(name, vec![1])], ..Raw::default() });
+    world.relay(&topic, 0, world.head()).await;
+    let ledger = world.start(LedgerProjection::new(), &topic);
+    let read_model = world.start(ReadModelProjection::new(), &topic);
+    world.through(LEDGER_PROJECTOR, world.head()).await;
+    world.through(READ_MODEL_PROJECTOR, world.head()).await;
+    let shown = operator.json(&["dlq", "show", "--no-wallet", "--group", LEDGER_PROJECTOR]).await;
+    assert_eq!((&shown[0]["value"]["text"], &shown[0]["headers"]), (&"strange".into(), &serde_json::json!([])));
+    let (proof, code) = operator.json_and_code(&["verify", "--wait", "0"]).await;
+    assert_eq!(code, Some(1));
+    assert!(found(&proof["checks"], "topic").contains("without a position"), "{proof:#}");
+    operator.json(&["dlq", "discard", "--all", "--execute", "--reason", "looked at"]).await;
+    operator.verified().await;
+    ledger.stop().await;
+    read_model.stop().await;
+}

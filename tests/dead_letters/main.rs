@@ -12,6 +12,7 @@ mod bound;
 mod copies;
 mod discard;
 mod foreign;
+mod listing;
 mod operator;
 mod replay;
 mod wallets;

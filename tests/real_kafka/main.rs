@@ -10,6 +10,7 @@ mod process;
 #[path = "."]
 mod on_a_real_kafka {
     mod connections;
+    mod dead_letters;
     mod records;
     mod topics;
 }

@@ -11,15 +11,15 @@ use crate::kafka::{CONSOLE_CONSUMER, CONSOLE_PRODUCER, Kafka, OFFSETS, TOPICS};
 use crate::process::{Serve, room, run};
 
 /// A record as Java's console consumer prints it.
-struct Printed {
-    partition: i32,
-    headers: BTreeMap<String, String>,
-    key: String,
-    value: String,
+pub struct Printed {
+    pub partition: i32,
+    pub headers: BTreeMap<String, String>,
+    pub key: String,
+    pub value: String,
 }
 
 /// The first records of a topic, this many, or fewer where no more come.
-fn printed(kafka: &Kafka, topic: &str, count: usize) -> Vec<Printed> {
+pub fn printed(kafka: &Kafka, topic: &str, count: usize) -> Vec<Printed> {
     let count = count.to_string();
     let mut arguments = vec!["--topic", topic, "--from-beginning", "--max-messages", &count, "--timeout-ms", "60000"];
     for property in ["print.partition=true", "print.headers=true", "print.key=true"] {
