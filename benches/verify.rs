@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use measuring::{Target, note, tell};
+use measuring::{Target, note, resident_mib, tell};
 use wallex::embedded::ManagedPostgres;
 use wallex::postgres::Database;
 use wallex::postgres::sqlx::{self, AssertSqlSafe};
@@ -62,7 +62,7 @@ async fn main() {
         .expect("wallex verify");
     let mut peak = None;
     let status = loop {
-        peak = peak_resident_mib(verify.id()).or(peak);
+        peak = resident_mib(verify.id(), "VmHWM").or(peak);
         match verify.try_wait().expect("its state") {
             Some(status) => break status,
             None => tokio::time::sleep(LOOK_EVERY).await,
@@ -90,12 +90,4 @@ async fn fill(url: &str, events: i64, wallets: i64) {
         eprintln!("{:6.1}s {first}", started.elapsed().as_secs_f64());
     }
     database.close().await;
-}
-
-/// `None` once the process has ended.
-fn peak_resident_mib(pid: u32) -> Option<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u32 = line.trim().trim_end_matches(" kB").parse().ok()?;
-    Some(f64::from(kib) / 1_024.0)
 }

@@ -103,6 +103,14 @@ pub fn tell(what: &str, found: f64, unit: &str, target: Target) {
     println!("{what:<66} {:>12}   {due:<18} {verdict}", format!("{found:.2}{unit}"));
 }
 
+/// How much memory of a process is resident, in MiB: `VmRSS` now, `VmHWM` at its peak. `None` once it has ended.
+pub fn resident_mib(pid: u32, which: &str) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(which)?.strip_prefix(':'))?;
+    let kib: u32 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(f64::from(kib) / 1_024.0)
+}
+
 /// One line without a verdict.
 pub fn note(what: &str, found: impl std::fmt::Display) {
     println!("{what:<66} {found:>12}");

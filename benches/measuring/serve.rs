@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wallex::embedded::{DataDir, ServeInfo};
 
+use crate::measuring::resident_mib;
+
 const WALLEX: &str = env!("CARGO_BIN_EXE_wallex");
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,10 +103,7 @@ impl Serve {
 
     /// Resident memory of the process in MiB, PostgreSQL's not with it.
     pub fn resident_mib(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-        let kib: u32 = line.trim().trim_end_matches(" kB").parse().expect("Linux says how much memory is resident");
-        f64::from(kib) / 1_024.0
+        resident_mib(self.child.id(), "VmRSS").expect("Linux says how much memory is resident")
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> T {
