@@ -559,3 +559,40 @@ async fn a_record_that_lies_where_a_strangers_lay_in_an_older_topic_is_compared_
     let proof = world.verify().await;
     assert!(proof.ok, "{proof:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_withheld_is_told_and_what_was_published_late_is_no_difference() {
+    let mut world = World::empty().await;
+    world.live(0..60).await;
+    world.project(&BUILT_IN).await;
+    let first = world.a_credit().await;
+    let is_withheld = |event: &RecordedEvent| event.stream == first.stream && event.position >= first.position;
+    world.publish(|event, record| if is_withheld(event) { vec![] } else { vec![record] }).await;
+    assert_eq!(failed(&world.verify().await), ["topic"], "nobody knows why they are missing");
+    let withheld: Vec<RecordedEvent> = world.events().await.into_iter().filter(is_withheld).collect();
+    let statement = format!(
+        "INSERT INTO relay_withheld (wallet_id, position, partition, record_bytes, reason) VALUES ('{}', {}, {}, 2000, '')",
+        first.stream,
+        first.position,
+        partition(&first)
+    );
+    world.sql(&statement).await;
+    let proof = world.verify().await;
+    assert!(proof.ok, "{proof:#?}");
+    assert!(check(&proof, "topic").actual.contains(&format!("{} events are withheld", withheld.len())));
+
+    // Published after all, but for the last one.
+    let (last, others) = withheld.split_last().expect("events");
+    others.iter().for_each(|event| world.send(partition(event), &OutgoingRecord::late(event)));
+    world.flush();
+    world.sql(&format!("UPDATE relay_withheld SET published_to = {}, published_at = now()", last.position)).await;
+    assert_finds(&world.verify().await, &["topic"], "topic", &[&place(last), "behind its place", "none"]);
+    world.send(partition(last), &OutgoingRecord::late(last));
+    world.flush();
+    let proof = world.verify().await;
+    assert!(proof.ok, "{proof:#?}");
+    assert_eq!(check(&proof, "topic").actual, format!("{} records", world.head()));
+    world.send(partition(last), &OutgoingRecord::late(last));
+    world.flush();
+    assert_finds(&world.verify().await, &["topic"], "topic", &[&place(last), "again"]);
+}

@@ -86,12 +86,20 @@ impl Database {
         rows.iter().map(read).collect::<Result<_, _>>().map_err(lag_error)
     }
 
-    /// The wallets that have records parked, the longest parked first.
+    /// The wallets that have records parked, the longest parked first; those that the relay withholds from the topic are among
+    /// them, under its name.
     pub(crate) async fn parked_wallets(&self) -> Result<Vec<ParkedWallet>, LagError> {
         // Of a wallet's records the first one is the cause; the others only wait behind it.
         let statement = "SELECT projection, wallet_id, count(*) AS records, min(first_failed_at) AS since,
                                 (array_agg(error ORDER BY position, parked_id))[1] AS error
-                           FROM parked_records GROUP BY projection, wallet_id ORDER BY since, projection, wallet_id LIMIT $1";
+                           FROM parked_records GROUP BY projection, wallet_id
+                          UNION ALL
+                         SELECT 'relay', w.wallet_id,
+                                (SELECT count(*) FROM events e JOIN streams s USING (stream_id)
+                                  WHERE s.name = w.wallet_id AND e.position BETWEEN w.position AND r.position),
+                                w.withheld_at, w.reason
+                           FROM relay_withheld w CROSS JOIN relay_checkpoint r WHERE w.published_to IS NULL
+                          ORDER BY since, projection, wallet_id LIMIT $1";
         let rows =
             sqlx::query(statement).bind(PARKED_WALLETS_MAX as i64).fetch_all(self.pool()).await.map_err(lag_error)?;
         let read = |row: &PgRow| -> Result<ParkedWallet, sqlx::Error> {

@@ -8,7 +8,7 @@ use crate::log::{Position, Revision};
 use crate::postgres::{Database, is_transient};
 use crate::verify::{
     DiscardedRow, EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Strangers, Stray, StreamId,
-    VerifyError, WalletRow,
+    VerifyError, WalletRow, WithheldSpan,
 };
 
 /// Discarded records of no wallet that a verification knows of at most; what is beyond in the topic counts as a difference.
@@ -279,6 +279,17 @@ impl Database {
             strangers.entry((partition, offset)).or_default().push(digest);
         }
         Ok(strangers)
+    }
+
+    /// What the relay has withheld from the topic, and what it has published late.
+    pub(crate) async fn withheld_spans(&self) -> Result<Vec<WithheldSpan>, VerifyError> {
+        let statement = "SELECT wallet_id, position, published_to FROM relay_withheld ORDER BY position";
+        let found: Vec<(String, Position, Option<Position>)> =
+            sqlx::query_as(statement).fetch_all(self.pool()).await.map_err(verify_error)?;
+        Ok(found
+            .into_iter()
+            .map(|(wallet_id, from, published_to)| WithheldSpan { wallet_id, from, published_to })
+            .collect())
     }
 
     /// How much was discarded, by group.

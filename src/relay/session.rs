@@ -37,6 +37,9 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(20);
 /// How often a relay that has run ahead as far as it may looks whether the projections have come after.
 const BUDGET_LOOK: Duration = Duration::from_millis(10);
 
+/// What a batch takes in the topic beside its records.
+pub(super) const BATCH_BYTES: usize = 61;
+
 /// How long a relay that is stopped waits for the broker to acknowledge what is under way.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -258,7 +261,7 @@ impl<L: EventLog> Session<'_, '_, L> {
                     }
                     Err(SendError::TooLarge) => {
                         let event = event.clone();
-                        self.withhold(&event, partition, record.bytes())?;
+                        self.withhold(&event, partition, record.bytes() + BATCH_BYTES)?;
                         continue;
                     }
                     Err(SendError::Failed(reason)) => return Err(Setback::from(reason)),
@@ -284,7 +287,7 @@ impl<L: EventLog> Session<'_, '_, L> {
         partition: i32,
         record: &OutgoingRecord,
     ) -> Result<(), SendError> {
-        if record.bytes() > self.record_bytes_max {
+        if record.bytes() + BATCH_BYTES > self.record_bytes_max {
             return Err(SendError::TooLarge);
         }
         self.publisher.send(event.position, partition, event.recorded_at.timestamp_millis(), record)

@@ -10,7 +10,7 @@ use crate::kafka::{OutgoingRecord, STALL_MAX, SendError};
 use crate::log::{EventLog, Position, RecordedEvent};
 use crate::postgres::Withheld;
 use crate::relay::pause_for;
-use crate::relay::session::Session;
+use crate::relay::session::{BATCH_BYTES, Session};
 use crate::relay::setback::Setback;
 
 /// How many events of a wallet are read at once.
@@ -115,7 +115,7 @@ impl<L: EventLog> Session<'_, '_, L> {
                         Ok(()) => outstanding += 1,
                         Err(SendError::Full) => break,
                         Err(SendError::TooLarge) => {
-                            late.too_large = Some((event.position, record.bytes()));
+                            late.too_large = Some((event.position, record.bytes() + BATCH_BYTES));
                             break;
                         }
                         Err(SendError::Failed(reason)) => return Err(Setback::from(reason)),

@@ -12,6 +12,7 @@ mod proof;
 mod rows;
 mod strays;
 mod topic;
+mod withheld;
 
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub(crate) use rows::{
     DiscardedRow, EventRow, KeyRow, OutboxRow, ParkedRow, PostingRow, SnapshotRow, Strangers, Stray, StreamId,
     WalletRow,
 };
+pub(crate) use withheld::WithheldSpan;
 
 /// How long the broker may take over each answer.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,11 +98,12 @@ pub async fn verify(
 ) -> Result<Proof, VerifyError> {
     let drained = drain::wait(database, options.wait_max, progress).await?;
     let head = drained.position;
-    let (scan, unread) =
-        match open_topic(kafka, drained.published, options.wait_max, database.discarded_strangers().await?).await {
-            Ok(scan) => (Some(scan), None),
-            Err(check) => (None, Some(check)),
-        };
+    let discarded = database.discarded_strangers().await?;
+    let withheld = database.withheld_spans().await?;
+    let (scan, unread) = match open_topic(kafka, drained.published, options.wait_max, discarded, withheld).await {
+        Ok(scan) => (Some(scan), None),
+        Err(check) => (None, Some(check)),
+    };
     let mut order = Order::new(drained.ledger);
     let scan = order.scan(database, head, scan, progress).await?;
     let topic = match (finish_topic(scan).await?, unread) {
@@ -152,13 +155,14 @@ async fn open_topic(
     published: Position,
     wait_max: Duration,
     discarded: Strangers,
+    withheld: Vec<WithheldSpan>,
 ) -> Result<TopicScan, Check> {
     let Some(config) = kafka.cloned() else {
         return Err(topic_check(true, "as far as a broker runs", "not compared: no broker runs"));
     };
     let opening = tokio::task::spawn_blocking(move || TopicReader::open(&config, EVENTS_TOPIC, BROKER_TIMEOUT));
     match opening.await {
-        Ok(Ok(Some(reader))) => Ok(TopicScan::new(reader, published, wait_max, discarded)),
+        Ok(Ok(Some(reader))) => Ok(TopicScan::new(reader, published, wait_max, discarded, withheld)),
         Ok(Ok(None)) if published == 0 => Err(topic_check(true, "nothing published", "no topic yet")),
         Ok(Ok(None)) => Err(topic_check(false, "a topic", format!("the broker has no topic {EVENTS_TOPIC}"))),
         Ok(Err(reason)) => Err(topic_check(false, "a broker that answers", reason)),

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::kafka::{HEADER_FOLLOWS, OutgoingRecord, TopicReader, TopicRecord, partition_of};
 use crate::log::{Position, RecordedEvent};
 use crate::verify::proof::{Finding, at};
+use crate::verify::withheld::{Withheld, WithheldSpan};
 use crate::verify::{Check, Strangers};
 
 /// Bytes of a value that are shown around the first difference.
@@ -29,6 +30,8 @@ pub(super) struct TopicScan {
     broken: Option<String>,
     /// Foreign records that an operator has seen and discarded.
     discarded: Strangers,
+    /// Events that are not in their places, because they were too large.
+    withheld: Withheld,
     /// Records that were as they should be.
     records: u64,
     /// Events older than what the topic keeps.
@@ -43,7 +46,13 @@ pub(super) struct TopicScan {
 
 impl TopicScan {
     /// Compares up to a position, up to which everything has been published.
-    pub fn new(reader: TopicReader, through: Position, wait_max: Duration, discarded: Strangers) -> Self {
+    pub fn new(
+        reader: TopicReader,
+        through: Position,
+        wait_max: Duration,
+        discarded: Strangers,
+        withheld: Vec<WithheldSpan>,
+    ) -> Self {
         TopicScan {
             reader,
             through,
@@ -52,6 +61,7 @@ impl TopicScan {
             finding: Finding::new("topic"),
             broken: None,
             discarded,
+            withheld: Withheld::new(withheld),
             records: 0,
             before_reach: 0,
             reaches_to: None,
@@ -68,7 +78,9 @@ impl TopicScan {
                 return;
             }
             let partition = partition_of(event.stream.as_str().as_bytes(), partitions);
-            if let Err(reason) = self.find(event, partition) {
+            if !self.withheld.was(event)
+                && let Err(reason) = self.find(event, partition)
+            {
                 self.broken = Some(reason);
             }
             self.before.insert(partition, event.position);
@@ -79,6 +91,7 @@ impl TopicScan {
     fn find(&mut self, event: &RecordedEvent, partition: i32) -> Result<(), String> {
         loop {
             self.pass_over_discarded(partition)?;
+            self.take_late(partition)?;
             let Some(record) = self.reader.peek(partition)? else {
                 if self.reached_offset(partition).is_some() && self.comes_late(partition)? {
                     continue;
@@ -90,18 +103,11 @@ impl TopicScan {
             match record.position() {
                 Some(position) if position == event.position => {
                     let before = self.before.get(&partition).copied().unwrap_or(0);
-                    let difference = difference(record, event, before);
+                    let difference = difference(record, &expected(record, event, before));
                     self.reader.take(partition);
                     self.last.insert(partition, (offset, position));
                     self.reaches_to.get_or_insert(position);
-                    match difference {
-                        None => self.records += 1,
-                        Some((expected, found)) => {
-                            let place = at(&event.stream, event.position);
-                            let found = format!("{found} at offset {offset} of partition {partition}");
-                            self.finding.differs(place, expected, found);
-                        }
-                    }
+                    self.count(event, partition, offset, difference);
                     return Ok(());
                 }
                 Some(position) if position > event.position => {
@@ -113,6 +119,35 @@ impl TopicScan {
                 }
             }
         }
+    }
+
+    fn count(&mut self, event: &RecordedEvent, partition: i32, offset: i64, difference: Option<(String, String)>) {
+        match difference {
+            None => self.records += 1,
+            Some((expected, found)) => {
+                let place = at(&event.stream, event.position);
+                let found = format!("{found} at offset {offset} of partition {partition}");
+                self.finding.differs(place, expected, found);
+            }
+        }
+    }
+
+    /// Compares records that stand behind their places, as what was withheld does.
+    fn take_late(&mut self, partition: i32) -> Result<(), String> {
+        while let Some(record) = self.reader.peek(partition)? {
+            let offset = record.offset;
+            if let Some(event) = self.withheld.take(record) {
+                let difference = difference(record, &OutgoingRecord::late(&event));
+                self.reader.take(partition);
+                self.count(&event, partition, offset, difference);
+            } else if record.position().is_some_and(|position| position > self.through) && self.withheld.may_be(record)
+            {
+                self.reader.take(partition);
+            } else {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Passes over foreign records that an operator has discarded: the topic keeps them for as long as it keeps any. In a topic that
@@ -199,6 +234,7 @@ impl TopicScan {
     fn read_to_end(&mut self, partition: i32) -> Result<(), String> {
         loop {
             self.pass_over_discarded(partition)?;
+            self.take_late(partition)?;
             let Some(record) = self.reader.peek(partition)? else { return Ok(()) };
             let offset = record.offset;
             let last = self.last.get(&partition).map_or(0, |(_, last)| *last);
@@ -218,6 +254,12 @@ impl TopicScan {
         if let Some(reason) = self.broken {
             finding.differs("broker", "a topic that can be read", reason);
         }
+        // Where retention has been at work, it may have taken those too.
+        let is_whole = (0..self.reader.partition_count()).all(|partition| self.reader.low(partition) == 0);
+        if let Some(event) = self.withheld.missing().filter(|_| is_whole) {
+            let expected = "a record behind its place, because it was withheld and published later";
+            finding.differs(at(&event.stream, event.position), expected, "none");
+        }
         let events =
             format!("each event up to position {} that the topic reaches back to, once and in order", self.through);
         let reach = match (self.reaches_to, self.before_reach) {
@@ -225,15 +267,23 @@ impl TopicScan {
             (None, older) => format!("; it keeps none of the {older} events"),
             (Some(_), older) => format!("; {older} events are older than it reaches"),
         };
-        finding.check(events, format!("{} records{reach}", self.records))
+        let withheld = match self.withheld.events {
+            0 => String::new(),
+            events => format!("; {events} events are withheld, see `wallex lag`"),
+        };
+        finding.check(events, format!("{} records{reach}{withheld}", self.records))
     }
 }
 
-/// How a record is not the one that the relay makes of the event. `before` is the event before it in its partition: what the
-/// record says that it follows may lie closer, as that of a relay that began in between, but not further back.
-fn difference(record: &TopicRecord, event: &RecordedEvent, before: Position) -> Option<(String, String)> {
-    let follows = record.number(HEADER_FOLLOWS).filter(|follows| (before..event.position).contains(follows));
-    let expected = OutgoingRecord::of(event, follows.unwrap_or(before));
+/// The record that the relay makes of the event. `before` is the event before it in its partition: what the record found says
+/// that it follows may lie closer, as that of a relay that began in between, but not further back.
+fn expected(found: &TopicRecord, event: &RecordedEvent, before: Position) -> OutgoingRecord {
+    let follows = found.number(HEADER_FOLLOWS).filter(|follows| (before..event.position).contains(follows));
+    OutgoingRecord::of(event, follows.unwrap_or(before))
+}
+
+/// How a record is not the one that it should be.
+fn difference(record: &TopicRecord, expected: &OutgoingRecord) -> Option<(String, String)> {
     if record.key.as_deref() != Some(expected.key.as_bytes()) {
         let found = record.key.as_deref().map_or("none".to_owned(), |key| excerpt(key, 0));
         return Some((format!("key {}", expected.key), format!("key {found}")));

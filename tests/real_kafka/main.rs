@@ -12,5 +12,6 @@ mod on_a_real_kafka {
     mod connections;
     mod dead_letters;
     mod records;
+    mod relay;
     mod topics;
 }
