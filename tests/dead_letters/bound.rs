@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use wallex::dlq::{self, Action, ActionKind, Reach, Selection};
 use wallex::lag::{self, State};
-use wallex::projection::ApplyError;
+use wallex::projection::{ApplyError, LEDGER_PROJECTOR};
 
 use crate::operator::Operator;
-use crate::wallets::{names, parked};
+use crate::process::Part;
+use crate::wallets::{mend, names, parked, publish_poison};
 use crate::world::{Raw, Recorder, Topic, World, partition, wallets_of};
 
 const PARKED_MAX: i64 = 20;
@@ -111,4 +112,43 @@ async fn a_runner_that_ends_while_a_partition_is_paused_leaves_everything_for_th
     let seen = world.seen("recorder").await.len() as i64;
     assert_eq!(seen + parked(&world, "recorder").await, world.head());
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_is_told_in_time_and_makes_room_from_the_shell() {
+    let mut world = World::new(403).await;
+    let topic = Topic::new();
+    let operator = Operator::of(&world, &topic);
+    let log = operator.room().join("log");
+    world.open(names(5)).await;
+    let bad = publish_poison(&mut world, &topic, &[LEDGER_PROJECTOR], "wallet-3").await;
+    let command = operator.command(&["project", "ledger", "--parked-max", "10", "--log", "error"]);
+    let projecting = Part::spawn_into(command, &log);
+    let said = || std::fs::read_to_string(&log).expect("the log");
+    let mut published = bad;
+    for expected in 2..=9 {
+        world.credit("wallet-3").await;
+        world.relay(&topic, published, world.head()).await;
+        published = world.head();
+        world.until("it is parked", || async { parked(&world, LEDGER_PROJECTOR).await == expected }).await;
+        assert_eq!(said().contains("nearly as many"), expected > 8, "{}", said());
+    }
+    assert!(!said().contains("paused until"));
+    for _ in 0..20 {
+        world.credit("wallet-3").await;
+        world.relay(&topic, published, world.head()).await;
+        published = world.head();
+    }
+    world.until("it is said", || async { said().contains("paused until there is room") }).await;
+    let full = operator.json(&["lag"]).await;
+    let group = full["groups"].as_array().expect("groups").iter().find(|group| group["group"] == LEDGER_PROJECTOR);
+    let group = group.expect("the group");
+    assert_eq!((&group["state"], &group["needsHelp"], &group["parkedMax"]), (&"full".into(), &true.into(), &10.into()));
+    mend(&world, LEDGER_PROJECTOR, bad).await;
+    operator.json(&["dlq", "replay", "--all", "--execute"]).await;
+    world.through(LEDGER_PROJECTOR, world.head()).await;
+    assert_eq!(parked(&world, LEDGER_PROJECTOR).await, 0);
+    let postings = "SELECT count(*) FROM ledger_postings WHERE account = 'wallet/wallet-3' AND position >= ";
+    assert_eq!(world.database.number(&format!("{postings}{bad}")).await, 29);
+    drop(projecting);
 }

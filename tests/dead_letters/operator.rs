@@ -1,6 +1,8 @@
 //! An operator at the shell: `wallex` on a test's database.
 
-use std::process::{Command, Output};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -18,6 +20,40 @@ pub struct Operator {
 impl Operator {
     pub fn of(world: &World, topic: &Topic) -> Operator {
         Operator { room: room(), url: world.database.url.clone(), brokers: topic.kafka().brokers }
+    }
+
+    /// A directory of this operator's own.
+    pub fn room(&self) -> &Path {
+        self.room.path()
+    }
+
+    /// Runs it at a terminal, types an answer, and tells what is to be seen there.
+    pub async fn types(&self, arguments: &[&str], answer: &str) -> String {
+        let command = self.command(arguments);
+        let words: Vec<String> = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| format!("'{}'", word.to_str().expect("text")))
+            .collect();
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", &words.join(" "), "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => terminal.env(name, value),
+                None => terminal.env_remove(name),
+            };
+        }
+        let answer = format!("{answer}\n");
+        let typing = move || {
+            let mut terminal = terminal.spawn().expect("a terminal");
+            // It stays open until the end, as a keyboard does.
+            let mut keyboard = terminal.stdin.take().expect("its keyboard");
+            keyboard.write_all(answer.as_bytes()).expect("an answer");
+            let mut seen = Vec::new();
+            terminal.stdout.take().expect("its screen").read_to_end(&mut seen).expect("what is seen");
+            terminal.wait().expect("its end");
+            String::from_utf8_lossy(&seen).into_owned()
+        };
+        tokio::task::spawn_blocking(typing).await.expect("its end")
     }
 
     /// The command, not run yet.

@@ -172,6 +172,27 @@ async fn a_failure_part_way_leaves_the_rest_parked_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn at_a_terminal_a_yes_does_what_the_plan_says_and_anything_else_does_nothing() {
+    let mut world = World::new(107).await;
+    let topic = Topic::new();
+    let operator = Operator::of(&world, &topic);
+    world.open(names(5)).await;
+    let bad = publish_poison(&mut world, &topic, &[LEDGER_PROJECTOR], "wallet-3").await;
+    let running = world.start(LedgerProjection::new(), &topic);
+    world.through(LEDGER_PROJECTOR, world.head()).await;
+    running.stop().await;
+    mend(&world, LEDGER_PROJECTOR, bad).await;
+    let seen = operator.types(&["dlq", "replay", "--all"], "no").await;
+    assert!(seen.contains("Type yes") && seen.contains("Nothing was done"), "{seen}");
+    assert_eq!(parked(&world, LEDGER_PROJECTOR).await, 1);
+    let seen = operator.types(&["dlq", "discard", "--all"], "yes").await;
+    assert!(!seen.contains("Type yes") && seen.contains("Nothing was done"), "a discard is not so easy: {seen}");
+    let seen = operator.types(&["dlq", "replay", "--all"], "yes").await;
+    assert!(seen.contains("1 records applied"), "{seen}");
+    assert_eq!(parked(&world, LEDGER_PROJECTOR).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_replays_at_once_apply_each_event_once() {
     let mut world = World::new(103).await;
     let topic = Topic::new();

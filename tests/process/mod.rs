@@ -132,6 +132,13 @@ impl Part {
         Part { child }
     }
 
+    /// The same, with what it says on stderr in a file.
+    pub fn spawn_into(mut command: Command, log: &Path) -> Part {
+        let log = std::fs::File::create(log).expect("a file");
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("wallex runs");
+        Part { child }
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
