@@ -45,8 +45,8 @@
 //!
 //! # The rooms
 //! [`money`] and [`wallet`] decide and know no I/O; [`log`] is the one order of events, [`sequencer`] the way into it; [`relay`]
-//! and [`projection`] lead out of it; [`dlq`] puts right what went wrong there; [`lag`] and [`verify`] look at all of them; [`runtime`] puts them together. `examples/` has an
-//! embedded wallet, a projection of one's own and notifications.
+//! and [`projection`] lead out of it; [`dlq`] puts right what went wrong there; [`lag`] and [`verify`] look at all of them;
+//! [`runtime`] puts them together. `examples/` has an embedded wallet, a projection of one's own and notifications.
 
 pub mod cli;
 mod crash_point;
