@@ -27,8 +27,8 @@ use crate::projection::{ApplyError, Projection};
 /// How often an event that the projection refuses is tried, the first time included.
 const ATTEMPTS_MAX: usize = 5;
 /// The waits between attempts, before jitter; doubled from the one to the other.
-const ATTEMPT_WAIT_MIN: Duration = Duration::from_millis(25);
-const ATTEMPT_WAIT_MAX: Duration = Duration::from_millis(400);
+const ATTEMPT_WAIT_MIN: Duration = Duration::from_millis(10);
+const ATTEMPT_WAIT_MAX: Duration = Duration::from_millis(200);
 /// How long all such waits of one batch may take together: other wallets wait meanwhile. Once it is used up, an event that is
 /// refused is parked at once.
 const BATCH_WAIT_MAX: Duration = Duration::from_secs(2);

@@ -16,8 +16,9 @@ use crate::postgres::{last_events_between, published};
 use crate::projection::Projection;
 use crate::projection::apply::unless_stopped;
 use crate::projection::intake::Gathering;
+use crate::projection::persevere::Interrupted;
 use crate::projection::record::Item;
-use crate::projection::runner::{Interrupted, Loop};
+use crate::projection::runner::Loop;
 
 /// After the last record, how soon the runner looks whether it is through; it looks less and less often then.
 const IDLE_LOOK_MIN: Duration = Duration::from_millis(20);

@@ -10,8 +10,9 @@ use crate::postgres::{CheckpointMove, LoggedEvent, logged_events};
 use crate::projection::Projection;
 use crate::projection::apply::{Applied, Batch, unless_stopped};
 use crate::projection::assignment::{Assigned, Place};
+use crate::projection::persevere::{Interrupted, Setback};
 use crate::projection::record::{Foreign, Item};
-use crate::projection::runner::{Interrupted, Loop, Setback};
+use crate::projection::runner::Loop;
 
 /// What is applied next, and where each partition will be after it.
 #[derive(Default)]

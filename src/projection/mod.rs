@@ -70,6 +70,7 @@ mod history;
 mod intake;
 mod ledger;
 mod parking;
+mod persevere;
 mod read_model;
 pub mod rebuild;
 mod record;

@@ -5,28 +5,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{ConsumedRecord, EVENTS_TOPIC, GroupConsumer, KafkaConfig};
-use crate::log::{EventLog, LogError};
-use crate::postgres::sqlx::{self, PgPool};
+use crate::log::EventLog;
+use crate::postgres::sqlx::PgPool;
 use crate::postgres::{Checkpoint, Database, load_checkpoints};
 use crate::projection::apply::{Applier, unless_stopped};
 use crate::projection::assignment::Assigned;
 use crate::projection::gaps::Looks;
+use crate::projection::persevere::{Interrupted, backoff, wait};
 use crate::projection::{ApplyError, Projection};
 
 /// How long a poll waits for a record at most: this is also how soon a stop is noticed.
 const POLL_PATIENCE: Duration = Duration::from_millis(100);
 /// How often offsets are mirrored to Kafka while records come.
 const MIRROR_EVERY: Duration = Duration::from_millis(100);
-/// The waits between attempts while something is away, before jitter.
-const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Under load, how long to gather more records for one transaction: a commit costs the same for ten as for a hundred.
 const GATHER: Duration = Duration::from_millis(10);
@@ -162,49 +159,7 @@ pub(super) struct Loop<P, L> {
     /// When it was last looked whether there is room for what held partitions have to park.
     pub(super) room_looked_at: Instant,
     /// What has ended the consumer while something else was waited for.
-    broken: Option<RunnerError>,
-}
-
-/// What kept an attempt from going well.
-pub(super) enum Setback {
-    /// It will go later; why it did not.
-    Later(String),
-    /// Another runner has moved a checkpoint.
-    Fenced,
-}
-
-/// Why what was begun is not gone on with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Interrupted {
-    /// The runner is being stopped.
-    Stopped,
-    /// Another runner has moved a checkpoint: what is in hand may be its business now.
-    Fenced,
-}
-
-impl From<String> for Setback {
-    fn from(reason: String) -> Self {
-        Setback::Later(reason)
-    }
-}
-
-impl From<ApplyError> for Setback {
-    fn from(error: ApplyError) -> Self {
-        // What could not even be parked is tried again and again, loudly: it is never passed over.
-        Setback::Later(error.to_string())
-    }
-}
-
-impl From<sqlx::Error> for Setback {
-    fn from(error: sqlx::Error) -> Self {
-        Setback::Later(error.to_string())
-    }
-}
-
-impl From<LogError> for Setback {
-    fn from(error: LogError) -> Self {
-        Setback::Later(error.to_string())
-    }
+    pub(super) broken: Option<RunnerError>,
 }
 
 impl<P: Projection, L: EventLog> Loop<P, L> {
@@ -289,7 +244,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         Ok(records)
     }
 
-    fn poll(&self, patience: Duration, records_max: usize) -> Result<Vec<ConsumedRecord>, RunnerError> {
+    pub(super) fn poll(&self, patience: Duration, records_max: usize) -> Result<Vec<ConsumedRecord>, RunnerError> {
         self.consumer
             .poll(patience, records_max)
             .map_err(|error| RunnerError::Consumer { group: self.name.clone(), reason: error.to_string() })
@@ -327,49 +282,6 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         }
     }
 
-    /// Attempts something for as long as it takes. Meanwhile the partitions are paused and the consumer is polled, so that
-    /// the group does not take this member for dead.
-    pub(super) fn persevere<T>(
-        &mut self,
-        mut attempt: impl FnMut(&mut Self) -> Result<T, Setback>,
-    ) -> Result<T, Interrupted> {
-        let mut waits = backoff();
-        let mut was_held_up = false;
-        let ended = loop {
-            match attempt(self) {
-                Ok(done) => break Ok(done),
-                Err(Setback::Fenced) => break Err(Interrupted::Fenced),
-                Err(Setback::Later(_)) if self.stop.is_cancelled() => return Err(Interrupted::Stopped),
-                Err(Setback::Later(reason)) => {
-                    was_held_up = true;
-                    self.assigned.is_held_up(&reason);
-                    self.stay_a_member();
-                    wait(&self.name, &reason, &mut waits, &self.stop, &self.runtime);
-                }
-            }
-        };
-        if was_held_up {
-            tracing::info!(projection = self.name, "going on");
-            self.assigned.is_running();
-            self.resume();
-        }
-        ended
-    }
-
-    /// Polls without taking anything on: what comes all the same, from partitions that have just been assigned, waits.
-    pub(super) fn stay_a_member(&mut self) {
-        self.consumer.pause();
-        match self.poll(Duration::ZERO, self.options.batch_max) {
-            Ok(records) => self.waiting.extend(records),
-            Err(error) => self.broken = Some(error),
-        }
-    }
-
-    /// Fetches again from all partitions that are not held.
-    pub(super) fn resume(&self) {
-        self.consumer.resume_but(&self.assigned.held());
-    }
-
     /// Reads the checkpoints again and goes on from there.
     fn begin_again(&mut self) {
         tracing::warn!(projection = self.name, "another runner has moved a checkpoint; reading it again");
@@ -403,27 +315,4 @@ fn checkpoints_loader(
         }
         None
     }
-}
-
-/// Waits before the next attempt, or until stopped.
-fn wait(
-    name: &str,
-    reason: &str,
-    waits: &mut impl Iterator<Item = Duration>,
-    stop: &CancellationToken,
-    runtime: &Handle,
-) {
-    let pause = waits.next().unwrap_or(RETRY_MAX);
-    tracing::warn!(projection = name, reason, retry_in_ms = pause.as_millis() as u64, "held up; trying again");
-    // Over early if stopped: that is what the time limit is for.
-    let _ = runtime.block_on(async { tokio::time::timeout(pause, stop.cancelled()).await });
-}
-
-fn backoff() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::new()
-        .with_min_delay(RETRY_MIN)
-        .with_max_delay(RETRY_MAX)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
