@@ -198,13 +198,16 @@ impl World {
         let parts = Parts { ledger: true, ..Parts::NONE };
         for _ in 0..args.rounds {
             self.forget_ledger("nobody").await;
-            without.push(self.catch_up(LEDGER_PROJECTOR, parts, head).await);
+            let rate = self.catch_up(LEDGER_PROJECTOR, parts, head).await;
+            note("ledger without poison, events a second", format!("{rate:.0}"));
+            without.push(rate);
             self.forget_ledger(&wallet_name(args.wallets / 2)).await;
-            with.push(self.catch_up(LEDGER_PROJECTOR, parts, head).await);
+            let rate = self.catch_up(LEDGER_PROJECTOR, parts, head).await;
+            note("ledger with one poison wallet, events a second", format!("{rate:.0}"));
+            with.push(rate);
             let parked = "SELECT count(DISTINCT wallet_id) FROM parked_records WHERE projection = $1";
             assert_eq!(self.number(parked, LEDGER_PROJECTOR).await, 1);
         }
-        note("ledger without poison, events a second", format!("{:.0}", without.median()));
         let what = format!("ledger with one poison wallet among {}, against without", args.wallets);
         tell(&what, with.median() / without.median(), "x", Target::AtLeast(0.9));
     }
