@@ -12,7 +12,7 @@ use crate::kafka::administrator::{Administrator, TopicsError};
 use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
 
 /// How long an answer may take that can be done without.
-const QUICK_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+const QUICK_ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 /// More copies than this are not asked for, however many brokers there are.
 const COPIES_MAX: usize = 3;
 

@@ -155,7 +155,7 @@ impl<L: EventLog> Relay<L> {
                     if setback.had_begun {
                         waits = backoff();
                     }
-                    ask_limit |= setback.is_too_large;
+                    ask_limit |= setback.ask_limit;
                     standing = (setback.state, setback.reason);
                     pause_for(pause, runtime, stop);
                 }

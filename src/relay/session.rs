@@ -326,7 +326,10 @@ impl<L: EventLog> Session<'_, '_, L> {
             all.push((position, partition, offset));
         }
         match self.publisher.fatal_error() {
-            Some(reason) => Err(Setback::from(format!("the producer cannot go on: {reason}"))),
+            // What has become of the record that this is about may not be told yet.
+            Some(reason) => {
+                Err(Setback { ask_limit: true, ..Setback::from(format!("the producer cannot go on: {reason}")) })
+            }
             None => Ok(all),
         }
     }
@@ -337,9 +340,10 @@ impl<L: EventLog> Session<'_, '_, L> {
             Setback::too_large(position)
         } else if refusal.is_too_large {
             // The topic's setting has changed meanwhile, or cannot be read.
-            Setback { is_too_large: true, ..Setback::blocked(reason) }
+            Setback { ask_limit: true, ..Setback::blocked(reason) }
         } else {
-            Setback::from(reason)
+            // It may be the echo of another one, which was too large.
+            Setback { ask_limit: true, ..Setback::from(reason) }
         }
     }
 

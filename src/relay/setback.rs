@@ -12,8 +12,8 @@ pub(super) struct Setback {
     pub(super) state: RelayState,
     /// Whether it had got as far as publishing.
     pub(super) had_begun: bool,
-    /// Whether the next session has to know how large a record may be.
-    pub(super) is_too_large: bool,
+    /// Whether the next session has to ask how large a record may be.
+    pub(super) ask_limit: bool,
 }
 
 impl Setback {
@@ -26,13 +26,13 @@ impl Setback {
     pub(super) fn too_large(position: Position) -> Self {
         let reason =
             format!("position {position} may be too large for the topic, which is asked now how much it takes");
-        Setback { is_too_large: true, ..Setback::from(reason) }
+        Setback { ask_limit: true, ..Setback::from(reason) }
     }
 }
 
 impl<E: std::fmt::Display> From<E> for Setback {
     fn from(error: E) -> Self {
-        Setback { reason: error.to_string(), state: RelayState::Waiting, had_begun: false, is_too_large: false }
+        Setback { reason: error.to_string(), state: RelayState::Waiting, had_begun: false, ask_limit: false }
     }
 }
 
