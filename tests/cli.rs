@@ -28,6 +28,7 @@ fn assert_one_clear_line(output: &Output, words: &[&str]) {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(output.stdout.is_empty());
     assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    assert!(said.matches("os error").count() <= 1, "said twice: {said}");
     for word in words {
         assert!(said.contains(word), "{word:?} is not in {said:?}");
     }

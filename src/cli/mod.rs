@@ -128,8 +128,17 @@ fn run(arguments: Arguments, kafka: BTreeMap<String, String>) -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(code) => code,
-        Err(report) => could_not_run(&format_args!("{report:#}")),
+        Err(report) => could_not_run(&in_one_line(&report)),
     }
+}
+
+/// What failed, and of its causes those that it does not name itself.
+fn in_one_line(report: &color_eyre::Report) -> String {
+    report.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+        "" => cause,
+        named if named.contains(&cause) => said,
+        named => format!("{named}: {cause}"),
+    })
 }
 
 fn could_not_run(error: &dyn std::fmt::Display) -> ExitCode {
