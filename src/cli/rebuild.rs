@@ -53,7 +53,7 @@ fn show(rebuilt: &Rebuilt, output: &Output) -> std::io::Result<()> {
         rebuilt.took_ms % 1_000 / 100
     ))?;
     if *parked > 0 {
-        output.line(format!("{parked} events are parked, before as after: `wallex lag` lists their wallets."))?;
+        output.line(format!("{parked} events were left out, before as after: they are parked or were discarded; see `wallex dlq list` and `history`."))?;
     }
     if !rebuilt.differences.is_empty() {
         let mut table = output.table(&["wallet", "row", "column", "live", "from the log"]);
