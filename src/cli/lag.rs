@@ -13,6 +13,9 @@ use crate::kafka::EVENTS_TOPIC;
 use crate::lag::{GroupLag, LagProbe, LagReport, PartitionLag};
 use crate::postgres::WithheldWallet;
 
+/// How long the broker may take to answer. Its clients are new, and a machine in trouble is slow: that is when `lag` is asked.
+const BROKER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Parked wallets that the table names; JSON has them all.
 const PARKED_ROWS_MAX: usize = 20;
 
@@ -47,7 +50,7 @@ pub struct Args {
 /// # Errors
 /// Where the database does not answer, or stdout cannot be written.
 pub async fn run(args: &Args, connections: &Connections, output: &Output) -> Outcome {
-    let probe = LagProbe::new(connections.database.clone(), connections.kafka.clone());
+    let probe = LagProbe::new(connections.database.clone(), connections.kafka.clone()).with_patience(BROKER_PATIENCE);
     let Some(seconds) = args.watch else {
         let report = probe.report().await?;
         show(&report, output)?;

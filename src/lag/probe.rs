@@ -27,11 +27,13 @@ pub struct LagProbe {
     /// The last report, and when it was asked for.
     last: Arc<watch::Sender<Option<(Instant, LagReport)>>>,
     is_asking: Arc<AtomicBool>,
+    /// How long the broker may take over an answer.
+    patience: Duration,
 }
 
 struct Asked {
     offsets: OffsetReader,
-    /// When the last question was put, and its answer.
+    /// When the last answer came, and what it was.
     last: Option<(Instant, Result<Offsets, String>)>,
 }
 
@@ -44,7 +46,14 @@ impl LagProbe {
             broker: kafka.map(broker),
             last: Arc::new(watch::Sender::new(None)),
             is_asking: Arc::default(),
+            patience: BROKER_TIMEOUT,
         }
+    }
+
+    /// Gives the broker this long for each answer: for those who ask once, with clients that have yet to connect.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        LagProbe { patience, ..self }
     }
 
     /// The last report if it is younger than this, without asking anybody. Where it is not, one is asked for in the
@@ -64,7 +73,8 @@ impl LagProbe {
         recent.map(|(_, report)| report)
     }
 
-    /// What is behind now. A broker that is away is part of the answer, not an error; it costs up to [`BROKER_TIMEOUT`].
+    /// What is behind now. A broker that is away is part of the answer, not an error; it costs up to [`BROKER_TIMEOUT`], or
+    /// what [`LagProbe::with_patience`] was told.
     ///
     /// # Errors
     /// [`LagError`] where the database does not answer.
@@ -107,16 +117,16 @@ impl LagProbe {
         };
         let arrived = Instant::now();
         let mut broker = Arc::clone(broker).lock_owned().await;
-        if let Some((asked, answer)) = &broker.last
-            && *asked >= arrived
+        if let Some((answered, answer)) = &broker.last
+            && *answered >= arrived
         {
             return answer.clone();
         }
+        let patience = self.patience;
         let asking = tokio::task::spawn_blocking(move || {
             let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-            let asked = Instant::now();
-            let answer = broker.offsets.read(EVENTS_TOPIC, &groups, BROKER_TIMEOUT);
-            broker.last = Some((asked, answer.clone()));
+            let answer = broker.offsets.read(EVENTS_TOPIC, &groups, patience);
+            broker.last = Some((Instant::now(), answer.clone()));
             answer
         });
         asking.await.unwrap_or_else(|error| Err(format!("asking the broker failed: {error}")))

@@ -13,5 +13,6 @@ mod on_a_real_kafka {
     mod dead_letters;
     mod records;
     mod relay;
+    mod states;
     mod topics;
 }
