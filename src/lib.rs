@@ -55,6 +55,7 @@ pub mod embedded;
 mod hex;
 pub mod http;
 pub mod kafka;
+pub mod kurrentdb;
 pub mod lag;
 pub mod loadtest;
 pub mod log;

@@ -46,6 +46,15 @@ fn rdkafka_is_named_only_where_kafka_is() {
 }
 
 #[test]
+fn eventstore_is_named_only_where_kurrentdb_is_and_its_subscriptions_nowhere() {
+    assert_only_in("eventstore::", &["kurrentdb"]);
+    // The module says why.
+    for trap in ["subscribe_to", "next_subscription_event", "ExpectedRevision::Any"] {
+        assert_only_in(trap, &[]);
+    }
+}
+
+#[test]
 fn sql_is_written_only_in_the_postgres_room() {
     // Others may hold what that room hands out (a pool, a connection, an error), and send no statement.
     for statement in ["sqlx::query", "SELECT ", "INSERT INTO", "UPDATE ", "DELETE FROM"] {

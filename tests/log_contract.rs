@@ -1,5 +1,8 @@
-//! What every event log must do: one suite, run against each store.
+//! What every event log must do: one suite, run against each store; and what only those must do that append to several streams
+//! at once.
 
+#[path = "kurrentdb_server/mod.rs"]
+mod kurrentdb_server;
 mod support;
 
 use std::collections::BTreeSet;
@@ -9,6 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use support::{TestDatabase, TestServer};
 use uuid::Uuid;
+use wallex::kurrentdb::{KurrentConfig, KurrentLog};
 use wallex::log::{
     Appended, Atomicity, Batch, EventLog, KeyRecord, KeyScope, MemoryLog, NewEvent, Snapshot, StreamKey,
 };
@@ -43,6 +47,80 @@ fn key(wallet: &str, key: &str, position: i64) -> KeyRecord {
     KeyRecord { scope, fingerprint: [7; 32], position, event_count: 1 }
 }
 
+/// What can be asked of a store that appends to one stream at a time. Positions grow here, and may have gaps.
+async fn it_keeps_the_contract_of_streams<L: EventLog>(log: L) {
+    one_streams_events_are_read_back_as_they_were_written(&log).await;
+    a_stream_that_is_not_at_the_expected_revision_is_a_conflict(&log).await;
+    the_same_events_again_are_never_written_twice(&log).await;
+    streams_are_loaded_whole_and_those_that_are_not_there_left_out(&log).await;
+}
+
+async fn one_streams_events_are_read_back_as_they_were_written<L: EventLog>(log: &L) {
+    let head = log.head().await.expect("a head");
+    let written: Vec<NewEvent> = (0..5).map(|revision| event("one", revision)).collect();
+    let mut positions = Vec::new();
+    for events in [&written[..2], &written[2..3], &written[3..]] {
+        match log.append(&batch(None, events.to_vec())).await.expect("an append") {
+            Appended::At(position) => positions.push(position),
+            Appended::Conflict => panic!("a conflict"),
+        }
+    }
+    assert!(head < positions[0] && positions.is_sorted_by(|one, next| one < next), "{positions:?}");
+    let read = log.read_stream(&id("one"), 0, 10).await.expect("events");
+    assert_eq!(read.len(), written.len());
+    for (read, written) in read.iter().zip(&written) {
+        assert_eq!((&read.stream, read.revision, read.event_id), (&written.stream, written.revision, written.event_id));
+        assert_eq!((&read.payload, read.metadata.as_slice()), (&written.payload, written.metadata.as_ref()));
+        assert_eq!((read.event_type.as_str(), read.event_version), (written.event_type, 1));
+        assert_eq!(read.recorded_at, at(0));
+    }
+    assert!(read.is_sorted_by(|one, next| one.position < next.position));
+    assert_eq!([read[1].position, read[2].position, read[4].position], positions[..]);
+    assert_eq!(log.read_stream(&id("one"), 1, 3).await.expect("events"), read[1..4]);
+    assert_eq!(log.read_stream(&id("one"), 5, 3).await.expect("events"), []);
+    assert_eq!(log.read_stream_end(&id("one"), 2).await.expect("events"), read[3..]);
+    assert_eq!(log.read_stream_end(&id("one"), 100).await.expect("events"), read);
+    assert_eq!(log.read_stream(&id("nobody"), 0, 10).await.expect("no events"), []);
+    assert_eq!(log.read_stream_end(&id("nobody"), 10).await.expect("no events"), []);
+    assert_eq!(log.read(head, 10).await.expect("events"), read);
+    assert_eq!(log.read(read[1].position, 2).await.expect("events"), read[2..4]);
+    assert!(log.head().await.expect("a head") >= read[4].position);
+}
+
+async fn a_stream_that_is_not_at_the_expected_revision_is_a_conflict<L: EventLog>(log: &L) {
+    log.append(&batch(None, vec![event("two", 0), event("two", 1)])).await.expect("an append");
+    for wrong in [vec![0], vec![1], vec![3], vec![1, 2], vec![2, 4], vec![2, 2]] {
+        let lost = batch(None, wrong.iter().map(|revision| event("two", *revision)).collect());
+        assert_eq!(log.append(&lost).await.expect("an answer"), Appended::Conflict, "{wrong:?}");
+    }
+    assert_eq!(log.append(&batch(None, vec![event("new", 1)])).await.expect("an answer"), Appended::Conflict);
+    assert_eq!(log.read_stream(&id("two"), 0, 10).await.expect("events").len(), 2);
+    assert_eq!(log.read_stream(&id("new"), 0, 10).await.expect("events"), []);
+}
+
+async fn the_same_events_again_are_never_written_twice<L: EventLog>(log: &L) {
+    let first = batch(None, vec![event("three", 0), event("three", 1)]);
+    let at_first = log.append(&first).await.expect("an append");
+    log.append(&batch(None, vec![event("three", 2)])).await.expect("an append");
+    // A log of one order calls it a conflict; the other kind answers as it did at first.
+    let expected = match log.atomicity() {
+        Atomicity::Log => Appended::Conflict,
+        Atomicity::Stream => at_first,
+    };
+    assert_eq!(log.append(&first).await.expect("an answer"), expected);
+    assert_eq!(log.read_stream(&id("three"), 0, 10).await.expect("events").len(), 3);
+}
+
+async fn streams_are_loaded_whole_and_those_that_are_not_there_left_out<L: EventLog>(log: &L) {
+    log.append(&batch(None, vec![event("four", 0), event("four", 1)])).await.expect("an append");
+    log.append(&batch(None, vec![event("five", 0)])).await.expect("an append");
+    let mut loaded = log.load(&[id("four"), id("nobody"), id("five")], 1).await.expect("streams");
+    loaded.sort_by(|one, other| one.stream.cmp(&other.stream));
+    let lengths: Vec<_> = loaded.iter().map(|found| (found.stream.as_str(), found.tail.len())).collect();
+    assert_eq!(lengths, [("five", 1), ("four", 2)]);
+}
+
+/// What only a store can keep that appends to several streams at once, in one order without a gap.
 async fn it_keeps_the_contract<L: EventLog>(new: impl AsyncFn() -> L) {
     appends_are_read_back_in_one_gapless_order(new().await).await;
     a_moved_head_is_a_conflict_and_writes_nothing(new().await).await;
@@ -184,17 +262,29 @@ async fn the_head_can_be_locked_and_is_free_after_an_append<L: EventLog>(log: L)
 
 #[tokio::test]
 async fn the_log_in_memory_keeps_the_contract() {
+    it_keeps_the_contract_of_streams(MemoryLog::new()).await;
     it_keeps_the_contract(async || MemoryLog::new()).await;
 }
 
 #[tokio::test]
 async fn the_log_in_postgresql_keeps_the_contract() {
+    it_keeps_the_contract_of_streams(TestDatabase::new().await.log()).await;
     let mut databases = Vec::new();
     for _ in 0..8 {
         databases.push(TestDatabase::new().await);
     }
     let next = std::sync::Mutex::new(databases.iter());
     it_keeps_the_contract(async || next.lock().expect("no panic").next().expect("a database each").log()).await;
+}
+
+/// On the server that `WALLEX_TEST_KURRENTDB_URL` names, if it names one, under streams of its own; else on the test server.
+#[tokio::test]
+async fn the_log_in_kurrentdb_keeps_the_contract_of_streams() {
+    let server = kurrentdb_server::KurrentServer::start();
+    let address = std::env::var("WALLEX_TEST_KURRENTDB_URL").unwrap_or_else(|_| server.connection_string());
+    let config = KurrentConfig::new(&address).expect("a connection string");
+    let config = config.with_stream_prefix(&format!("wallextest{}-", Uuid::now_v7().simple()));
+    it_keeps_the_contract_of_streams(KurrentLog::new(config)).await;
 }
 
 #[tokio::test]

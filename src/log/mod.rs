@@ -1,7 +1,8 @@
 //! The event log: streams with revisions, in one gapless order of positions.
 //!
 //! [`EventLog`] is the port that the write path and every reader go through. [`PostgresLog`] is the store of record;
-//! [`MemoryLog`] is for tests. Both pass the same contract suite (`tests/log_contract.rs`).
+//! [`MemoryLog`] is for tests. Both pass the same contract suite (`tests/log_contract.rs`), and the part of it that is about single
+//! streams is passed by [`KurrentLog`](crate::kurrentdb::KurrentLog) too.
 //!
 //! A batch is appended whole or not at all. A store may be unable to do that over several streams ([`Atomicity::Stream`],
 //! as KurrentDB's first protocol is); it then refuses a batch of more than one stream, and whoever writes to it must plan

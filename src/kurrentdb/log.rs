@@ -1,0 +1,325 @@
+//! The port to a log, kept by KurrentDB as far as it can; and the whole log, page by page.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use eventstore::{
+    Client, Error, ExpectedRevision, ReadAllOptions, ReadStream, ReadStreamOptions, RecordedEvent as Stored,
+    StreamPosition,
+};
+
+use crate::kurrentdb::connection::{Connection, Trouble};
+use crate::kurrentdb::{KurrentConfig, event};
+use crate::log::{
+    Appended, Atomicity, Batch, EventLog, KeyRecord, KeyScope, LoadedStream, LogError, Position, RecordedEvent,
+    Revision, Snapshot, StreamKey,
+};
+use crate::wallet::WalletId;
+
+/// How long an append or a read may go without a word.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often an append is sent again at once because the call that it went through has ended: most often for a conflict of
+/// another append.
+const CALLS_MAX: u32 = 8;
+/// How many events of a stream are read in one call.
+const STREAM_PAGE: usize = 1_000;
+
+/// A place in the whole log. Both numbers are needed to go on from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogPlace {
+    /// Where the event was committed.
+    pub commit: u64,
+    /// Where it was prepared; the same on every server that was looked at.
+    pub prepare: u64,
+}
+
+/// A page of the whole log.
+#[derive(Clone, Debug, Default)]
+pub struct Scanned {
+    /// The wallets' events in it, in order.
+    pub events: Vec<(LogPlace, RecordedEvent)>,
+    /// The last event of anybody's that was looked at; `None` where there was none.
+    pub looked_to: Option<LogPlace>,
+}
+
+/// The log in KurrentDB. Clones share a connection; nothing is sent before the first call.
+#[derive(Clone)]
+pub struct KurrentLog {
+    connection: Arc<Connection>,
+    stream_prefix: Arc<str>,
+}
+
+impl KurrentLog {
+    /// The log at this address.
+    pub fn new(config: KurrentConfig) -> Self {
+        let KurrentConfig { settings, stream_prefix, .. } = config;
+        KurrentLog { connection: Arc::new(Connection::new(settings)), stream_prefix }
+    }
+
+    fn stream_name(&self, id: &WalletId) -> String {
+        format!("{}{id}", self.stream_prefix)
+    }
+
+    /// Up to `limit` events of the whole log after a place, in order. It may be fewer though there are more: only an empty page
+    /// is the end.
+    ///
+    /// # Errors
+    /// [`LogError`] where the server is away or refuses.
+    pub async fn scan(&self, after: Option<LogPlace>, limit: usize) -> Result<Scanned, LogError> {
+        let position = match after {
+            Some(LogPlace { commit, prepare }) => StreamPosition::Position(eventstore::Position { commit, prepare }),
+            None => StreamPosition::Start,
+        };
+        // A page from a place begins with the event there.
+        let limit = limit.saturating_add(usize::from(after.is_some()));
+        let options = ReadAllOptions::default().forwards().position(position).max_count(limit).requires_leader(true);
+        let mut page = Scanned::default();
+        self.read_page(&Page::All(options), |stored| {
+            let place = LogPlace { commit: stored.position.commit, prepare: stored.position.prepare };
+            if after.is_some_and(|after| place <= after) {
+                return Ok(());
+            }
+            page.looked_to = Some(place);
+            let Some(name) = stored.stream_id.strip_prefix(&*self.stream_prefix) else { return Ok(()) };
+            match WalletId::new(name) {
+                Ok(id) => page.events.push((place, event::from_stored(stored, id)?)),
+                Err(error) => {
+                    tracing::warn!(stream = stored.stream_id, %error, "a stream that is called like a wallet's and is none");
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(page)
+    }
+
+    /// Reads one page and hands out its events one by one.
+    async fn read_page(
+        &self,
+        page: &Page,
+        mut found: impl FnMut(&Stored) -> Result<(), LogError> + Send,
+    ) -> Result<(), LogError> {
+        let client = self.connection.client().await?;
+        let mut read = async || {
+            let mut events = timely(page.begin(&client.it)).await?;
+            while let Some(resolved) = timely(events.next()).await? {
+                if let Err(error) = found(resolved.get_original_event()) {
+                    return Ok(Err(error));
+                }
+            }
+            Ok(Ok(()))
+        };
+        // The outer error is the server's, the inner one the finder's.
+        let failure: Error = match read().await {
+            Ok(read) => {
+                self.connection.succeeded();
+                return read;
+            }
+            Err(failure) => failure,
+        };
+        match Trouble::of(&failure) {
+            Trouble::NoStream => Ok(()),
+            Trouble::Refused(reason) => Err(LogError::Refused(reason)),
+            Trouble::CallEnded | Trouble::Conflict => Err(LogError::Corrupt(format!("a read was answered: {failure}"))),
+            Trouble::Moved(reason) => {
+                self.connection.moved(client.number).await;
+                Err(LogError::Away(reason))
+            }
+            Trouble::Away(reason) => {
+                self.connection.failed(client.number).await;
+                Err(LogError::Away(reason))
+            }
+        }
+    }
+
+    async fn read_stream_page(
+        &self,
+        stream: &WalletId,
+        options: ReadStreamOptions,
+    ) -> Result<Vec<RecordedEvent>, LogError> {
+        let page = Page::Stream(self.stream_name(stream), options.requires_leader(true));
+        let mut events = Vec::new();
+        self.read_page(&page, |stored| {
+            events.push(event::from_stored(stored, stream.clone())?);
+            Ok(())
+        })
+        .await?;
+        Ok(events)
+    }
+}
+
+/// What is read in one call.
+enum Page {
+    All(ReadAllOptions),
+    Stream(String, ReadStreamOptions),
+}
+
+impl Page {
+    async fn begin(&self, client: &Client) -> eventstore::Result<ReadStream> {
+        match self {
+            Page::All(options) => client.read_all(options).await,
+            Page::Stream(name, options) => client.read_stream(name.as_str(), options).await,
+        }
+    }
+}
+
+async fn timely<T>(call: impl Future<Output = eventstore::Result<T>>) -> eventstore::Result<T> {
+    let silent = |_| Error::ServerError(format!("no answer within {ANSWER_TIMEOUT:?}"));
+    tokio::time::timeout(ANSWER_TIMEOUT, call).await.map_err(silent)?
+}
+
+/// The stream that a batch is for, if it is one that this store can append.
+fn only_stream(batch: &Batch) -> Result<(&WalletId, ExpectedRevision), LogError> {
+    if batch.expected_head.is_some() {
+        return Err(LogError::Unsupported("append on the condition of the whole log's head"));
+    }
+    if !batch.keys.is_empty() {
+        return Err(LogError::Unsupported("keep idempotency keys beside events; they travel in the metadata"));
+    }
+    let first = batch.events.first().ok_or(LogError::Unsupported("append nothing"))?;
+    if batch.events.iter().any(|event| event.stream != first.stream) {
+        return Err(LogError::Unsupported("append to several streams at once"));
+    }
+    let expected = match u64::try_from(first.revision) {
+        Ok(0) | Err(_) => ExpectedRevision::NoStream,
+        Ok(revision) => ExpectedRevision::Exact(revision - 1),
+    };
+    Ok((&first.stream, expected))
+}
+
+impl EventLog for KurrentLog {
+    fn atomicity(&self) -> Atomicity {
+        Atomicity::Stream
+    }
+
+    async fn append(&self, batch: &Batch) -> Result<Appended, LogError> {
+        let (stream, expected) = only_stream(batch)?;
+        if batch.first_places().is_none() {
+            return Ok(Appended::Conflict);
+        }
+        let to_data = |new| event::to_event_data(new, batch.recorded_at);
+        let events: Vec<_> = batch.events.iter().map(to_data).collect::<Result<_, _>>()?;
+        let name = self.stream_name(stream);
+        let mut calls = 0;
+        loop {
+            let appends = self.connection.appends().await?;
+            let error = match timely(appends.it.append_to_stream(&name, expected, events.clone())).await {
+                Ok(written) => {
+                    self.connection.succeeded();
+                    let position = written.current_position().and_then(|at| Position::try_from(at.commit).ok());
+                    return position.map(Appended::At).ok_or_else(|| {
+                        LogError::Corrupt(format!("an append to {name} was answered without a position"))
+                    });
+                }
+                Err(error) => error,
+            };
+            calls += 1;
+            match Trouble::of(&error) {
+                Trouble::Conflict => {
+                    self.connection.call_ended(appends.number).await;
+                    return Ok(Appended::Conflict);
+                }
+                Trouble::CallEnded if calls < CALLS_MAX => self.connection.call_ended(appends.number).await,
+                Trouble::Refused(reason) => {
+                    self.connection.call_ended(appends.number).await;
+                    return Err(LogError::Refused(reason));
+                }
+                Trouble::CallEnded | Trouble::NoStream => {
+                    self.connection.failed(appends.number).await;
+                    return Err(LogError::Away(error.to_string()));
+                }
+                Trouble::Moved(_) if calls < CALLS_MAX => self.connection.moved(appends.number).await,
+                Trouble::Moved(reason) | Trouble::Away(reason) => {
+                    self.connection.failed(appends.number).await;
+                    return Err(LogError::Away(reason));
+                }
+            }
+        }
+    }
+
+    async fn lock_head(&self) -> Result<Position, LogError> {
+        Err(LogError::Unsupported("lock the log's head"))
+    }
+
+    /// The last position of anybody's event.
+    async fn head(&self) -> Result<Position, LogError> {
+        let options = ReadAllOptions::default().backwards().position(StreamPosition::End).max_count(1);
+        let options = options.requires_leader(true);
+        let mut commit = 0;
+        self.read_page(&Page::All(options), |stored| {
+            commit = stored.position.commit;
+            Ok(())
+        })
+        .await?;
+        Position::try_from(commit).map_err(|_| LogError::Corrupt("the log ends at an impossible place".to_owned()))
+    }
+
+    /// Positions here have gaps: they are the server's.
+    async fn read(&self, after: Position, limit: usize) -> Result<Vec<RecordedEvent>, LogError> {
+        let commit = u64::try_from(after).unwrap_or(0);
+        let mut place = (commit > 0).then_some(LogPlace { commit, prepare: commit });
+        let mut events = Vec::new();
+        while events.len() < limit {
+            let page = self.scan(place, limit).await?;
+            let Some(looked_to) = page.looked_to else { break };
+            place = Some(looked_to);
+            events.extend(page.events.into_iter().map(|(_, event)| event));
+        }
+        events.truncate(limit);
+        Ok(events)
+    }
+
+    async fn read_stream(
+        &self,
+        stream: &WalletId,
+        from: Revision,
+        limit: usize,
+    ) -> Result<Vec<RecordedEvent>, LogError> {
+        let mut events: Vec<RecordedEvent> = Vec::new();
+        while events.len() < limit {
+            let next = events.last().map_or(from, |last| last.revision + 1);
+            let revision = u64::try_from(next).unwrap_or(0);
+            let options = ReadStreamOptions::default().forwards().position(StreamPosition::Position(revision));
+            let page = self.read_stream_page(stream, options.max_count(STREAM_PAGE.min(limit - events.len()))).await?;
+            if page.is_empty() {
+                break;
+            }
+            events.extend(page);
+        }
+        Ok(events)
+    }
+
+    async fn read_stream_end(&self, stream: &WalletId, limit: usize) -> Result<Vec<RecordedEvent>, LogError> {
+        let options = ReadStreamOptions::default().backwards().position(StreamPosition::End).max_count(limit);
+        let mut events = self.read_stream_page(stream, options).await?;
+        events.reverse();
+        Ok(events)
+    }
+
+    /// Whole streams: this store keeps no snapshots.
+    async fn load(&self, streams: &[WalletId], _snapshot_format: i32) -> Result<Vec<LoadedStream>, LogError> {
+        let mut loaded = Vec::with_capacity(streams.len());
+        for stream in streams {
+            let tail = self.read_stream(stream, 0, usize::MAX).await?;
+            if let Some(first) = tail.first() {
+                let stream_key = StreamKey(first.position);
+                loaded.push(LoadedStream { stream: stream.clone(), stream_key, snapshot: None, tail });
+            }
+        }
+        Ok(loaded)
+    }
+
+    async fn find_keys(&self, _keys: &[KeyScope]) -> Result<Vec<KeyRecord>, LogError> {
+        Err(LogError::Unsupported("look up idempotency keys"))
+    }
+
+    async fn save_snapshots(&self, _snapshots: &[Snapshot]) -> Result<(), LogError> {
+        Err(LogError::Unsupported("keep snapshots"))
+    }
+
+    async fn forget_keys(&self, _before: DateTime<Utc>, _limit: usize) -> Result<u64, LogError> {
+        Err(LogError::Unsupported("forget idempotency keys"))
+    }
+}

@@ -1,0 +1,146 @@
+//! Events in KurrentDB, or EventStoreDB as it was called: streams `wallet-<walletId>` over its first gRPC protocol. The only room
+//! that names crate `eventstore`. Not yet reachable from `serve`.
+//!
+//! [`KurrentLog`] is an event log of [`Atomicity::Stream`](crate::log::Atomicity::Stream): one append writes one stream, on
+//! the condition that the stream ends where the writer saw it end. What a server and its client were seen to do decides how:
+//!
+//! - **Only `NoStream` and an exact revision.** With `Any` a server that has restarted writes a retry again.
+//! - **The same bytes again settle an unknown outcome**: the server finds the events at their places and answers as it did the
+//!   first time. It compares the places only. An event's id must therefore never be used at another revision; [`event_id`]
+//!   makes it from the command *and* the revision.
+//! - **Appends go through one long call** (`batch_append`). A call of its own for each would wait some 45 ms in a lone
+//!   caller's hands, because the client sends it in two small writes and leaves Nagle's algorithm on.
+//! - **One refused append ends that long call**, with every append in it: the client closes the call on the first error. The
+//!   others learn that it was closed and send the same bytes again through a new one.
+//! - **A client whose first contact failed is dead for ever**, so a client counts as one only after it has spoken to the server,
+//!   and a new one is made, with growing pauses, whenever it has not or one has failed twice in a row.
+//! - **Every call asks for the leader.** A follower may be behind; what it reads could be older than an answer already given.
+//!   A client that is told by its append call that another node leads does not go there; one that is told by a read does. So each
+//!   new client begins with a read.
+//!
+//! # No subscriptions
+//! The log as a whole is read page by page ([`KurrentLog::scan`]), woken by whoever has appended. The client's subscriptions are not
+//! used: one that the server or a gateway ends with status OK spins a core for ever, and nothing short of ending the process
+//! stops it; a call that is dropped half-way silently subscribes again; and checkpoints may be no positions. A page has none
+//! of that: it ends, it can be given up, and the next one begins at the last event that was seen. It costs that streams of
+//! others are read too, and passed over here.
+
+mod connection;
+mod event;
+mod log;
+
+use std::sync::Arc;
+
+use eventstore::ClientSettings;
+use thiserror::Error;
+
+pub use event::{EARLIER_SYSTEM_VERSION, event_id};
+pub use log::{KurrentLog, LogPlace, Scanned};
+
+/// What a wallet's stream is called before its id.
+const STREAM_PREFIX: &str = "wallet-";
+
+/// Where a KurrentDB is, and what its streams are called.
+#[derive(Clone)]
+pub struct KurrentConfig {
+    settings: ClientSettings,
+    masked: Arc<str>,
+    stream_prefix: Arc<str>,
+}
+
+impl std::fmt::Debug for KurrentConfig {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The settings hold the password.
+        write!(formatter, "KurrentConfig({})", self.masked)
+    }
+}
+
+/// Why a connection string is none.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum KurrentConfigError {
+    /// It cannot be read.
+    #[error(
+        "the event store's address cannot be read ({0}); it should look like esdb://user:password@host:2113?tls=true"
+    )]
+    ConnectionString(String),
+    /// A file that it names cannot be read.
+    #[error("{option} names {path}, which cannot be read: {reason}")]
+    File {
+        /// The option.
+        option: &'static str,
+        /// What it names.
+        path: String,
+        /// Why it cannot be read.
+        reason: String,
+    },
+}
+
+impl KurrentConfig {
+    /// Reads a connection string; every option of the client's is passed on to it.
+    ///
+    /// # Errors
+    /// [`KurrentConfigError`] where it is none, or a file that it names is not there.
+    pub fn new(connection_string: &str) -> Result<Self, KurrentConfigError> {
+        let settings: ClientSettings =
+            connection_string.parse().map_err(|error: eventstore::ClientSettingsParseError| {
+                // The message may hold the whole string, with its password.
+                let what = error.error().map_or_else(|| error.message().to_owned(), ToString::to_string);
+                let shown = if what.contains("://") { "it is no URL".to_owned() } else { what };
+                KurrentConfigError::ConnectionString(shown)
+            })?;
+        // The client would panic over these, in a task where nobody sees it.
+        let files = [
+            ("tlsCAFile", settings.tls_ca_file()),
+            ("userCertFile", settings.user_certificate().map(|(certificate, _)| certificate)),
+            ("userKeyFile", settings.user_certificate().map(|(_, key)| key)),
+        ];
+        for (option, path) in files {
+            if let Some(path) = path
+                && let Err(error) = std::fs::read(path)
+            {
+                return Err(KurrentConfigError::File { option, path: path.clone(), reason: error.to_string() });
+            }
+        }
+        let masked = crate::postgres::masked(connection_string).into();
+        Ok(KurrentConfig { settings, masked, stream_prefix: STREAM_PREFIX.into() })
+    }
+
+    /// The same, with another beginning of the streams' names than `wallet-`: for tests on a server that others use too.
+    #[must_use]
+    pub fn with_stream_prefix(self, prefix: &str) -> Self {
+        KurrentConfig { stream_prefix: prefix.into(), ..self }
+    }
+
+    /// The connection string with its password masked, to show.
+    pub fn masked(&self) -> &str {
+        &self.masked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_string_is_read_and_its_password_never_shown() {
+        let config = KurrentConfig::new("esdb://admin:changeit@node1:2113,node2:2113?tls=true&keepAliveInterval=15000");
+        let config = config.expect("a connection string");
+        let shown = format!("{config:?} {}", config.masked());
+        assert!(!shown.contains("changeit") && shown.contains("node1:2113,node2:2113"), "{shown}");
+        for wrong in [
+            "postgres://u:changeit@h/d",
+            "esdb://u:changeit@host:port?tls=false",
+            "esdb://u:changeit@h?tls=perhaps",
+            "",
+        ] {
+            let error = KurrentConfig::new(wrong).expect_err(wrong).to_string();
+            assert!(!error.contains("changeit") && error.contains("esdb://user"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_certificate_is_named() {
+        let error = KurrentConfig::new("esdb://host?tlsCAFile=/nowhere/ca.pem").expect_err("no such file");
+        assert!(error.to_string().starts_with("tlsCAFile names /nowhere/ca.pem"), "{error}");
+    }
+}
