@@ -1,7 +1,7 @@
 //! One client and one long append call, made anew when they are no good any more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use eventstore::{
@@ -10,6 +10,7 @@ use eventstore::{
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::kurrentdb::hurry;
 use crate::log::LogError;
 
 /// How long a server may take to say its first word.
@@ -84,6 +85,9 @@ pub(super) struct Connection {
     state: Mutex<State>,
     /// Failures of the present client since its last success.
     failures: AtomicU32,
+    ports: Vec<u16>,
+    /// Whether the client may have made a connection since they were last told to send at once.
+    may_be_new: AtomicBool,
 }
 
 #[derive(Default)]
@@ -106,7 +110,9 @@ impl State {
 
 impl Connection {
     pub(super) fn new(settings: ClientSettings) -> Self {
-        Connection { settings, state: Mutex::default(), failures: AtomicU32::new(0) }
+        let ports = settings.hosts().iter().filter_map(|host| u16::try_from(host.port).ok()).collect();
+        let (failures, may_be_new) = (AtomicU32::new(0), AtomicBool::new(true));
+        Connection { settings, state: Mutex::default(), failures, ports, may_be_new }
     }
 
     /// A client that has spoken to the server.
@@ -126,7 +132,7 @@ impl Connection {
             Ok(it) => {
                 (state.failures, state.not_before) = (0, None);
                 state.made += 1;
-                self.failures.store(0, Ordering::Relaxed);
+                self.succeeded();
                 let client = Numbered { number: state.made, it };
                 state.client = Some(client.clone());
                 Ok(client)
@@ -180,6 +186,7 @@ impl Connection {
             return;
         }
         state.appends = None;
+        self.may_be_new.store(true, Ordering::Relaxed);
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX {
             self.give_up(&mut state);
         }
@@ -190,15 +197,20 @@ impl Connection {
         let mut state = self.state.lock().await;
         if state.is(number) {
             (state.client, state.appends) = (None, None);
+            self.may_be_new.store(true, Ordering::Relaxed);
         }
     }
 
     pub(super) fn succeeded(&self) {
         self.failures.store(0, Ordering::Relaxed);
+        if self.may_be_new.swap(false, Ordering::Relaxed) {
+            hurry::send_at_once(&self.ports);
+        }
     }
 
     fn give_up(&self, state: &mut State) {
         (state.client, state.appends) = (None, None);
+        self.may_be_new.store(true, Ordering::Relaxed);
         state.not_before = Some(Instant::now() + PAUSE_MIN);
     }
 }

@@ -8,8 +8,9 @@
 //! - **The same bytes again settle an unknown outcome**: the server finds the events at their places and answers as it did the
 //!   first time. It compares the places only. An event's id must therefore never be used at another revision; [`event_id`]
 //!   makes it from the command *and* the revision.
-//! - **Appends go through one long call** (`batch_append`). A call of its own for each would wait some 45 ms in a lone
-//!   caller's hands, because the client sends it in two small writes and leaves Nagle's algorithm on.
+//! - **Appends go through one long call** (`batch_append`): many at once are much faster so than by calls of their own. And Nagle's
+//!   algorithm is turned off on the client's connections ([`hurry`]), or each call, reads as well, would wait some 45 ms in a
+//!   lone caller's hands.
 //! - **One refused append ends that long call**, with every append in it: the client closes the call on the first error. The
 //!   others learn that it was closed and send the same bytes again through a new one.
 //! - **A client whose first contact failed is dead for ever**, so a client counts as one only after it has spoken to the server,
@@ -27,6 +28,7 @@
 
 mod connection;
 mod event;
+mod hurry;
 mod log;
 
 use std::sync::Arc;

@@ -137,7 +137,7 @@ fn is_unique_violation(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|database| database.is_unique_violation())
 }
 
-fn log_error(error: sqlx::Error) -> LogError {
+pub(super) fn log_error(error: sqlx::Error) -> LogError {
     match &error {
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => LogError::Corrupt(error.to_string()),
         _ if is_transient(&error) => LogError::Away(error.to_string()),
@@ -145,7 +145,7 @@ fn log_error(error: sqlx::Error) -> LogError {
     }
 }
 
-fn wallet_id(name: String) -> Result<WalletId, LogError> {
+pub(super) fn wallet_id(name: String) -> Result<WalletId, LogError> {
     WalletId::new(name).map_err(|error| LogError::Corrupt(format!("a stream's name: {error}")))
 }
 

@@ -18,7 +18,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(600);
 const FORGET_MAX: usize = 10_000;
 
 /// The key of a request, if it has one.
-pub(super) fn scope(request: &Request) -> Option<KeyScope> {
+pub(crate) fn scope(request: &Request) -> Option<KeyScope> {
     request.idempotency_key.as_ref().map(|key| KeyScope {
         wallet_id: request.command.wallet_id().clone(),
         command_kind: request.command.kind(),
@@ -27,7 +27,7 @@ pub(super) fn scope(request: &Request) -> Option<KeyScope> {
 }
 
 /// What a command is compared by: SHA-256 over its fields, each with its length so that no two commands run together.
-pub(super) fn fingerprint(command: &Command) -> [u8; 32] {
+pub(crate) fn fingerprint(command: &Command) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut field = |text: &str| {
         hash.update((text.len() as u64).to_le_bytes());

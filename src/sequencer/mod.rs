@@ -34,7 +34,10 @@ use crate::log::Position;
 use crate::wallet::{Command, Rejection, Wallet};
 
 pub use idempotency::forget_old_keys;
+pub(crate) use idempotency::{fingerprint, scope};
 pub use run::Sequencer;
+pub(crate) use setback::{Setback, backoff};
+pub(crate) use timely::Timely;
 
 /// A command with what travels beside it.
 #[derive(Clone, Debug)]
@@ -124,7 +127,7 @@ impl Default for SequencerOptions {
 }
 
 /// When a caller who was turned away should try again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The callers' end of the write path. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -135,22 +138,22 @@ pub struct CommandService {
 
 /// A command on its way through the queue.
 #[derive(Debug)]
-struct Job {
-    request: Request,
-    reply: oneshot::Sender<Result<Answer, CommandError>>,
-    claim: Arc<Claim>,
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    pub(crate) reply: oneshot::Sender<Result<Answer, CommandError>>,
+    pub(crate) claim: Arc<Claim>,
 }
 
 /// Who has the say over a waiting command: the caller, who may give up, or the sequencer, once it has taken it.
 #[derive(Debug, Default)]
-struct Claim(AtomicU8);
+pub(crate) struct Claim(AtomicU8);
 
 impl Claim {
     const WAITING: u8 = 0;
     const TAKEN: u8 = 1;
     const GIVEN_UP: u8 = 2;
 
-    fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         self.0.compare_exchange(Self::WAITING, Self::TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
@@ -161,6 +164,12 @@ impl Claim {
 }
 
 impl CommandService {
+    /// A service, and the queue whose commands somebody has to answer.
+    pub(crate) fn new(options: &SequencerOptions) -> (Self, mpsc::Receiver<Job>) {
+        let (queue, jobs) = mpsc::channel(options.queue_max.max(1));
+        (CommandService { queue, command_deadline: options.command_deadline }, jobs)
+    }
+
     /// Executes a command and waits until it is durable.
     ///
     /// Dropping the future does not undo anything: a command that has been queued may still happen.

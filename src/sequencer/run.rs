@@ -44,8 +44,7 @@ impl<L: EventLog> Sequencer<L> {
             Atomicity::Log,
             "the sequencer needs a log that appends to several streams at once"
         );
-        let (sender, queue) = mpsc::channel(options.queue_max.max(1));
-        let service = CommandService { queue: sender, command_deadline: options.command_deadline };
+        let (service, queue) = CommandService::new(&options);
         let log = Timely::new(log, options.append_timeout);
         let sequencer = Sequencer {
             batch_max: options.batch_max,

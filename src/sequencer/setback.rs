@@ -7,7 +7,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use crate::log::LogError;
 
 /// Why an attempt at a batch did not end with durable answers.
-pub(super) enum Setback {
+pub(crate) enum Setback {
     /// The log is away; the reason. Nothing is under way: try the batch again from the start.
     Away(String),
     /// An append's outcome is unknown and will not be found out: the process is stopping, or the log refuses to tell; why.
@@ -26,7 +26,7 @@ impl From<LogError> for Setback {
 }
 
 /// How long to wait before each further attempt, without an end.
-pub(super) fn backoff() -> impl Iterator<Item = Duration> {
+pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(20))
         .with_max_delay(Duration::from_secs(1))

@@ -13,13 +13,13 @@ use crate::wallet::WalletId;
 
 /// A log that counts as away where it does not answer in time.
 #[derive(Clone, Debug)]
-pub(super) struct Timely<L> {
+pub(crate) struct Timely<L> {
     log: L,
     limit: Duration,
 }
 
 impl<L> Timely<L> {
-    pub(super) fn new(log: L, limit: Duration) -> Self {
+    pub(crate) fn new(log: L, limit: Duration) -> Self {
         Timely { log, limit }
     }
 

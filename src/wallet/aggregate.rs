@@ -314,3 +314,29 @@ pub fn transfer(
     let credit = to.credited(amount, description.cloned(), leg(&from.id))?;
     Ok((debit, credit))
 }
+
+/// Decides the receiving leg of a transfer whose paying leg stands: it takes the amount, whatever it may have been decided on.
+///
+/// # Errors
+/// [`Rejection::BalanceTooLarge`] where the wallet cannot hold it.
+pub fn receive(
+    wallet: &Wallet,
+    amount: Amount,
+    description: Option<&Description>,
+    transfer: Transfer,
+) -> Result<WalletEvent, Rejection> {
+    wallet.credited(amount, description.cloned(), Some(transfer))
+}
+
+/// Decides the paying leg by which a receiver sends back what it could not hold of transfer `returned`.
+///
+/// # Errors
+/// [`Rejection::InsufficientFunds`] where it has less.
+pub fn send_back(
+    wallet: &Wallet,
+    amount: Amount,
+    returned: Uuid,
+    transfer: Transfer,
+) -> Result<WalletEvent, Rejection> {
+    wallet.debited(amount, Description::new(format!("Return of transfer {returned}")).ok(), Some(transfer))
+}

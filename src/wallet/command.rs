@@ -53,6 +53,9 @@ pub enum Command {
 }
 
 impl Command {
+    /// Every [`Command::kind`].
+    pub const KINDS: [&'static str; 4] = ["create", "credit", "debit", "transfer"];
+
     /// Makes a new wallet that opens with `initial_balance`.
     pub fn create(wallet_id: WalletId, owner_id: OwnerId, currency: Currency, initial_balance: Amount) -> Self {
         Command::Create { wallet_id, owner_id, currency, initial_balance }

@@ -8,7 +8,7 @@ mod command;
 mod event;
 mod identifier;
 
-pub use aggregate::{Ends, Rejection, Wallet, WalletStatus, credit, debit, open, transfer};
+pub use aggregate::{Ends, Rejection, Wallet, WalletStatus, credit, debit, open, receive, send_back, transfer};
 pub use command::Command;
 pub use event::{Corrupt, EVENT_VERSION, EventError, Transfer, WalletEvent};
 pub use identifier::{Description, IdentifierError, OwnerId, WalletId};

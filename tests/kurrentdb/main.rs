@@ -1,7 +1,15 @@
-//! KurrentDB: the test server held against the tables of what a real one answers, and the store on top of it.
+//! KurrentDB: the test server held against the tables of what a real one answers, and what stands on top of it: the store, the
+//! write path, the copy.
 
 #[path = "../kurrentdb_server/mod.rs"]
 mod kurrentdb_server;
+#[path = "../support/mod.rs"]
+mod support;
 
+mod copy;
+mod lanes;
+mod rounds;
 mod server;
 mod store;
+mod transfers;
+mod world;

@@ -190,23 +190,50 @@ async fn the_whole_log_is_scanned_page_by_page_and_streams_of_others_are_passed_
     }
 }
 
-/// A lone caller waits for its own append only, not for the kernel's delayed acknowledgement of the half before it, which
-/// costs each unary call some 45 ms. The best of some rounds: others may be using the machine.
+/// A lone caller waits for its own append or read only, not for the kernel's delayed acknowledgement of the half before it, which
+/// costs a call of the client's some 45 ms. The best of some rounds: others may be using the machine.
 #[tokio::test]
-async fn slow_a_lone_caller_is_answered_in_less_than_five_milliseconds() {
-    let server = KurrentServer::start();
+async fn slow_a_lone_caller_does_not_wait_for_delayed_acknowledgements() {
+    let mut server = KurrentServer::start();
     let log = log(&server);
-    let mut medians = Vec::new();
-    for round in 0..10 {
-        let mut times = Vec::new();
-        for revision in 0..50 {
-            let begun = Instant::now();
-            settle(&log, &batch(&format!("r{round}"), revision..revision + 1)).await;
-            times.push(begun.elapsed());
-        }
+    let client = Client::new(server.connection_string().parse().expect("a connection string")).expect("a client");
+    let median = |mut times: Vec<Duration>| {
         times.sort_unstable();
-        medians.push(times[times.len() / 2]);
+        times[times.len() / 2]
+    };
+    let (mut appends, mut reads, mut of_its_own) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..6 {
+        if round == 3 {
+            // New connections are no slower.
+            server.kill();
+            server.start_again();
+            settle(&log, &batch("again", 0..1)).await;
+        }
+        let stream = format!("r{round}");
+        let (mut append, mut read, mut unary) = (Vec::new(), Vec::new(), Vec::new());
+        for revision in 0..30 {
+            let begun = Instant::now();
+            settle(&log, &batch(&stream, revision..revision + 1)).await;
+            append.push(begun.elapsed());
+            let begun = Instant::now();
+            assert_eq!(log.read_stream(&id(&stream), revision, 1).await.expect("events").len(), 1);
+            read.push(begun.elapsed());
+            if round == 0 {
+                let options = AppendToStreamOptions::default().expected_revision(ExpectedRevision::Any);
+                let event = EventData::json("X", &revision).expect("JSON").id(Uuid::now_v7());
+                let begun = Instant::now();
+                client.append_to_stream("unary", &options, event).await.expect("an append");
+                unary.push(begun.elapsed());
+            }
+        }
+        appends.push(median(append));
+        reads.push(median(read));
+        of_its_own.extend((round == 0).then(|| median(unary)));
     }
-    println!("medians of a lone caller: {medians:?}");
-    assert!(medians.iter().min().is_some_and(|best| *best < Duration::from_millis(5)), "{medians:?}");
+    println!("medians of a lone caller: appends {appends:?}, reads {reads:?}; the client by itself {of_its_own:?}");
+    // Held against what it would be otherwise, in the same minute: an idle machine answers within one or two milliseconds.
+    let by_itself = of_its_own[0];
+    for medians in [&appends[..3], &appends[3..], &reads[..3], &reads[3..]] {
+        assert!(medians.iter().min().is_some_and(|best| *best < by_itself / 3), "{medians:?}, by itself {by_itself:?}");
+    }
 }

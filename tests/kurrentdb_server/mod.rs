@@ -242,6 +242,35 @@ impl KurrentServer {
         self.shared.switches().ends_reads_early = early;
     }
 
+    /// Fills the log, without a client, with that many credits of a cent to that many wallets.
+    pub fn fill(&self, events: usize, wallets: usize) {
+        let mut storage = self.shared.storage();
+        for number in 0..events {
+            let (wallet, revision) = (number % wallets, number / wallets);
+            let (kind, data) = match revision {
+                0 => ("WalletCreated", r#"{"ownerId":"owner","currency":"USD"}"#.to_owned()),
+                _ => {
+                    let balance = format!("{}.{:02}", revision / 100, revision % 100);
+                    ("WalletCredited", format!(r#"{{"amount":"0.01","balance":"{balance}","currency":"USD"}}"#))
+                }
+            };
+            let metadata = r#"{"occurredAt":"2026-01-02T03:04:05.000006Z","eventVersion":1,"correlationId":"c","causationId":"d"}"#;
+            let event = protocol::ProposedEvent {
+                id: None,
+                metadata: [("type", kind), ("content-type", "application/json")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into(),
+                custom_metadata: metadata.as_bytes().to_vec(),
+                data: data.into_bytes(),
+            };
+            let expected = match (revision as u64).checked_sub(1) {
+                None => protocol::Expected::NoStream(()),
+                Some(last) => protocol::Expected::Revision(last),
+            };
+            storage.append(&format!("wallet-w{wallet}"), expected, &[(uuid::Uuid::now_v7(), event)]);
+        }
+    }
+
     /// Everything that is in the log.
     pub fn log(&self) -> Vec<Kept> {
         self.shared.storage().log().to_vec()
