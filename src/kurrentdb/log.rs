@@ -51,6 +51,12 @@ pub struct KurrentLog {
     stream_prefix: Arc<str>,
 }
 
+impl std::fmt::Debug for KurrentLog {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "KurrentLog({})", self.stream_prefix)
+    }
+}
+
 impl KurrentLog {
     /// The log at this address.
     pub fn new(config: KurrentConfig) -> Self {

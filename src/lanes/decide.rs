@@ -1,6 +1,6 @@
 //! The decisions of one append to one stream, each seeing what the ones before it did. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -23,7 +23,7 @@ pub(super) enum Verdict {
     Debited { payer: Box<Wallet>, leg: Box<Leg> },
     /// The key was used for the same command before; its last event is there.
     Replay(Place),
-    /// The key is another command's of this very append: to be looked at again after it.
+    /// The key or the leg is in this very append already: to be looked at again after it.
     Later,
     /// The leg: the receiver as it left him.
     Received(Box<Wallet>),
@@ -59,8 +59,9 @@ pub(super) struct Deciding<'a> {
     /// Receivers of transfers as they began; one that is not here does not exist.
     receivers: &'a HashMap<WalletId, Wallet>,
     wallet: Option<Wallet>,
-    /// Of this append.
-    keys: Vec<KeyScope>,
+    /// Keys and receiving legs of this append.
+    keys: HashSet<KeyScope>,
+    legs: HashSet<Uuid>,
     pub(super) batch: Batch,
 }
 
@@ -74,7 +75,16 @@ impl<'a> Deciding<'a> {
     ) -> Self {
         let recorded_at = known.wallet.as_ref().map_or(now, |wallet| wallet.updated_at.max(now));
         let batch = Batch { recorded_at, ..Batch::default() };
-        Deciding { id, known, copied, receivers, wallet: known.wallet.clone(), keys: Vec::new(), batch }
+        Deciding {
+            id,
+            known,
+            copied,
+            receivers,
+            wallet: known.wallet.clone(),
+            keys: HashSet::new(),
+            legs: HashSet::new(),
+            batch,
+        }
     }
 
     pub(super) fn command(&mut self, work: &CommandWork) -> Verdict {
@@ -158,6 +168,10 @@ impl<'a> Deciding<'a> {
         }
         if let Some(position) = self.copied.received.get(&leg.transfer_id) {
             return Verdict::ReceivedBefore(Place::Copied(*position));
+        }
+        // Whoever waits for it and whoever has found it in transit may well come at the same time.
+        if !self.legs.insert(leg.transfer_id) {
+            return Verdict::Later;
         }
         let Some(wallet) = self.wallet.clone() else {
             let error = format!("transfer {} goes to wallet {}, which is not there", leg.transfer_id, leg.to);

@@ -325,11 +325,8 @@ impl<L: EventLog> Lane<L> {
                 self.follow_up(Leg { caller: Some(Caller { job: command.job, outcome }), ..*leg });
             }
             (Work::Command(command), Verdict::Replay(place)) => self.replay(command, place).await,
-            (Work::Command(command), _) => {
-                // Its key's first use is in the stream now.
-                let id = self.id.clone();
-                self.hand_on(id, Work::Command(command));
-            }
+            // What it came after is in the stream now.
+            (work, Verdict::Later) => self.hand_on(self.id.clone(), work),
             (Work::Leg(leg), Verdict::Received(wallet)) => {
                 if let Some(caller) = leg.caller {
                     caller.answer(*wallet, position);
@@ -351,9 +348,9 @@ impl<L: EventLog> Lane<L> {
                 tracing::error!(error, transfer = %leg.transfer_id, "a transfer's receiving leg cannot be appended");
                 Work::Leg(leg).fail(CommandError::Corrupt(error));
             }
-            (Work::Leg(leg), Verdict::Debited { .. } | Verdict::Replay(_) | Verdict::Later) => {
-                // No verdict on a leg.
-                Work::Leg(leg).fail(CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER });
+            // The other one's verdicts.
+            (work, _) => {
+                work.fail(CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER });
             }
         }
     }

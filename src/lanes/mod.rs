@@ -31,6 +31,7 @@
 //! # What the position of an answer is
 //! The store's own, of the append's last event. The copy has positions of its own.
 
+mod copied;
 mod decide;
 mod known;
 mod lane;
@@ -54,6 +55,7 @@ use crate::postgres::Database;
 use crate::sequencer::{CommandService, Job, SequencerOptions, Timely};
 use crate::wallet::{Wallet, WalletId};
 
+pub use copied::CopiedLog;
 use known::Known;
 pub(crate) use known::command_kind;
 pub(crate) use metadata::CommandMetadata;

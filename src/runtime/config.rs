@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::kurrentdb::KurrentConfig;
 use crate::sequencer::SequencerOptions;
 
 /// How to open a wallex. [`Config::default`] is the embedded default: PostgreSQL and a broker of its own, under the
@@ -26,6 +27,9 @@ pub struct Config {
     pub instance_id: Option<String>,
     /// How many records each projection may park; `None` for [`PARKED_MAX`](crate::projection::PARKED_MAX).
     pub parked_max: Option<i64>,
+    /// An event store of its own for the events; the database then has a copy of them beside everything else. `None`: the events
+    /// are in the database.
+    pub event_store: Option<KurrentConfig>,
     /// Bounds of the write path.
     pub sequencer: SequencerOptions,
 }

@@ -42,6 +42,21 @@ pub enum OpenError {
          --kafka-brokers or WALLEX_KAFKA_BROKERS"
     )]
     NoBroker,
+    /// The database holds the events itself, and an event store was named.
+    #[error(
+        "the events of this database are in the database itself; another event store would begin without them. Leave the \
+         event store out, or name an empty database"
+    )]
+    EventsAreHere,
+    /// The database holds a copy of an event store, and none was named.
+    #[error(
+        "the events of this database are in an event store, of which it holds a copy; what was written here would be missing \
+         there. Name the event store"
+    )]
+    EventsAreElsewhere,
+    /// Where the events are could not be found out.
+    #[error("the database did not say where its events are: {0}")]
+    Log(String),
     /// HTTP cannot be served.
     #[error("cannot serve HTTP: {0}")]
     Listener(String),

@@ -8,9 +8,12 @@ use tokio::net::TcpListener;
 
 use crate::dlq::copy_dead_letters;
 use crate::http::{self, Api, Limits};
+use crate::ingest::Ingest;
 use crate::kafka::KafkaConfig;
+use crate::kurrentdb::KurrentLog;
 use crate::lag::{self, LagError};
-use crate::log::{Position, PostgresLog, ViewError, WalletView, read_wallet};
+use crate::lanes::{CopiedLog, Lanes};
+use crate::log::{EventLog, LogError, Position, PostgresLog, ViewError, WalletView, read_wallet};
 use crate::postgres::Database;
 use crate::projection::{
     BUILT_IN, LedgerProjection, PARKED_MAX, Projection, ProjectionRunner, ReadModelProjection, RunnerOptions,
@@ -28,11 +31,26 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// How often [`Wallex::projected`] looks: progress is made in other tasks or processes, which do not tell.
 const PROGRESS_POLL: Duration = Duration::from_millis(5);
 
+/// Refuses a write path that would leave out what is there: events have one home, for ever.
+async fn check_where_events_are(config: &Config, database: &Database) -> Result<(), OpenError> {
+    let failed = |error: LogError| OpenError::Log(error.to_string());
+    let is_a_copy = database.ingested().await.map_err(failed)?.is_some();
+    match config.event_store {
+        Some(_) if !is_a_copy && PostgresLog::new(database.clone()).head().await.map_err(failed)? > 0 => {
+            Err(OpenError::EventsAreHere)
+        }
+        None if is_a_copy => Err(OpenError::EventsAreElsewhere),
+        _ => Ok(()),
+    }
+}
+
 /// A running wallex. [`Wallex::open`] starts it, [`Wallex::close`] ends it in order.
 pub struct Wallex {
     database: Database,
     kafka: KafkaConfig,
     log: PostgresLog,
+    /// Where the events are, if not in the database; `log` is then the copy.
+    store: Option<CopiedLog<KurrentLog>>,
     commands: Option<CommandService>,
     /// The projections that [`Wallex::projected`] waits for: wallex's own, wherever they run, and those that run here.
     projections: Vec<String>,
@@ -64,6 +82,9 @@ pub enum ProjectedError {
     /// The database did not answer.
     #[error(transparent)]
     Lag(#[from] LagError),
+    /// The copy of the event store did not answer.
+    #[error(transparent)]
+    Copy(#[from] LogError),
 }
 
 impl Wallex {
@@ -74,6 +95,12 @@ impl Wallex {
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let platform = Platform::start(&config).await?;
         let (database, kafka) = (platform.database.clone(), platform.kafka.clone());
+        if config.parts.commands
+            && let Err(error) = check_where_events_are(&config, &database).await
+        {
+            platform.stop().await;
+            return Err(error);
+        }
         // Other processes may write to a database that we do not manage; they ring through the database.
         let listen = !platform.manages_postgres() || !config.parts.commands;
         Ok(Self::assemble(&config, database, kafka, listen, Foundation::Own(Box::new(platform))))
@@ -100,10 +127,13 @@ impl Wallex {
         let projections = BUILT_IN.map(str::to_owned).to_vec();
         let supervisor = Supervisor::default();
         let instance_id = config.instance_id.clone();
+        let store = config.event_store.clone().map(|at| (KurrentLog::new(at), Bell::new()));
+        let copied = store.as_ref().map(|(events, _)| CopiedLog::new(events.clone(), log.clone()));
         let mut wallex = Wallex {
             database,
             kafka,
             log,
+            store: copied,
             commands: None,
             projections,
             copies_dead_letters: false,
@@ -112,8 +142,10 @@ impl Wallex {
             supervisor,
             foundation,
         };
-        if commands {
-            wallex.start_commands(config, bell.clone());
+        match &store {
+            Some((events, appended)) => wallex.start_with_store(config, events, appended, &bell),
+            None if commands => wallex.start_commands(config, bell.clone()),
+            None => {}
         }
         if relay {
             let options = RelayOptions { listen };
@@ -137,6 +169,31 @@ impl Wallex {
             sequencer.run(stop).await;
             Ok::<(), String>(())
         });
+        self.start_forgetting_keys();
+    }
+
+    /// The write path over an event store of its own, and what copies that one into the database.
+    fn start_with_store(&mut self, config: &Config, events: &KurrentLog, appended: &Bell, copied: &Bell) {
+        if config.parts.commands {
+            let rung = appended.clone();
+            let on_append = move || rung.ring();
+            let (service, lanes) =
+                Lanes::new(events.clone(), self.database.clone(), config.sequencer.clone(), on_append);
+            self.commands = Some(service);
+            self.supervisor.spawn(Stage::Write, "lanes", |stop| lanes.run(stop));
+            self.start_forgetting_keys();
+        }
+        if config.parts.commands || config.parts.relay {
+            let rung = copied.clone();
+            let ingest = Ingest::new(events.clone(), self.database.clone(), appended.clone(), move || rung.ring());
+            self.supervisor.spawn(Stage::Relay, "ingest", |stop| async move {
+                ingest.run(stop).await;
+                Ok::<(), String>(())
+            });
+        }
+    }
+
+    fn start_forgetting_keys(&mut self) {
         let log = self.log.clone();
         self.supervisor.spawn(Stage::Write, "idempotency keys", |stop| async move {
             forget_old_keys(log, stop).await;
@@ -169,7 +226,10 @@ impl Wallex {
     /// # Errors
     /// [`ViewError`] where the log is away or the wallet's history is wrong.
     pub async fn wallet(&self, id: &WalletId) -> Result<Option<WalletView>, ViewError> {
-        read_wallet(&self.log, id, TRAIL_MAX).await
+        match &self.store {
+            Some(store) => read_wallet(store, id, TRAIL_MAX).await,
+            None => read_wallet(&self.log, id, TRAIL_MAX).await,
+        }
     }
 
     /// Runs a projection of one's own until the wallex is closed, as the consumer group of its name. A new one begins with
@@ -201,6 +261,10 @@ impl Wallex {
     /// [`ProjectedError::TimedOut`] after `patience`.
     pub async fn projected(&self, position: Position, patience: Duration) -> Result<(), ProjectedError> {
         let started = Instant::now();
+        let position = match &self.store {
+            Some(_) => self.copied(position, started, patience).await?,
+            None => position,
+        };
         loop {
             let progress = lag::progress(&self.database).await?;
             // One that has not begun yet is not among the groups: it has not come this far either.
@@ -215,6 +279,23 @@ impl Wallex {
             }
             tokio::time::sleep(PROGRESS_POLL).await;
         }
+    }
+
+    /// Waits until the copy has come to a position of the event store; the copy's own end is then the answer.
+    async fn copied(
+        &self,
+        position: Position,
+        started: Instant,
+        patience: Duration,
+    ) -> Result<Position, ProjectedError> {
+        while self.database.ingested().await?.is_none_or(|(commit, _)| commit < position) {
+            let waited = started.elapsed();
+            if waited >= patience {
+                return Err(ProjectedError::TimedOut { position, waited });
+            }
+            tokio::time::sleep(PROGRESS_POLL).await;
+        }
+        Ok(self.log.head().await?)
     }
 
     /// Proves that log, outbox, topic, ledger and read model say the same, to the cent.
@@ -235,9 +316,17 @@ impl Wallex {
         let Some(commands) = self.commands.clone() else {
             return Err(OpenError::Listener("HTTP is served only where commands are taken".to_owned()));
         };
-        let api =
-            Api { commands, log: self.log.clone(), database: self.database.clone(), kafka: Some(self.kafka.clone()) };
-        self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
+        let (database, kafka) = (self.database.clone(), Some(self.kafka.clone()));
+        match self.store.clone() {
+            Some(log) => {
+                let api = Api { commands, log, database, kafka };
+                self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
+            }
+            None => {
+                let api = Api { commands, log: self.log.clone(), database, kafka };
+                self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
+            }
+        }
         Ok(address)
     }
 

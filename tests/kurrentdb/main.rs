@@ -12,4 +12,5 @@ mod rounds;
 mod server;
 mod store;
 mod transfers;
+mod whole;
 mod world;

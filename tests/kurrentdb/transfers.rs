@@ -80,6 +80,36 @@ async fn what_a_dead_server_left_half_way_is_finished_once_by_those_that_live() 
     ingest.await.expect("an ingest that stopped");
 }
 
+/// Who asks again with its key, and who finds it in transit, come to the receiver's lane together.
+#[tokio::test]
+async fn a_leg_that_is_asked_for_many_times_at_once_is_appended_once() {
+    let world = World::new().await;
+    let writer = world.writer();
+    writer.ok(opening("a", 1_000)).await;
+    writer.ok(opening("b", 0)).await;
+    // The debit is written, and the server that took it is gone.
+    let dead = world.writer();
+    world.store.fail_next_append(crate::kurrentdb_server::AppendFault::CutAfter);
+    let service = dead.service.clone();
+    let asked = tokio::spawn(async move {
+        service.execute(crate::world::with_key(Command::transfer(id("a"), id("b"), "1.00"), "k")).await
+    });
+    while world.events("a").await.len() < 3 {}
+    dead.kill();
+    let _ = asked.await;
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let service = writer.service.clone();
+        let request = crate::world::with_key(Command::transfer(id("a"), id("b"), "1.00"), "k");
+        callers.spawn(async move { service.execute(request).await.expect("an answer") });
+    }
+    while let Some(answer) = callers.join_next().await {
+        assert!(answer.expect("no panic").replayed);
+    }
+    assert_eq!((world.balance("a").await, world.balance("b").await), (900, 100));
+    assert_eq!(world.events("b").await.len(), 2);
+}
+
 /// The copy says that a transfer is in transit, because it is behind; the store knows better.
 #[tokio::test]
 async fn a_copy_that_is_behind_makes_nobody_append_a_leg_again() {
