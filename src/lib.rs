@@ -44,7 +44,8 @@
 //! An event has one position for ever, so "already seen" is "position not above the last one of this partition".
 //!
 //! # The rooms
-//! [`money`] and [`wallet`] decide and know no I/O; [`log`] is the one order of events, [`sequencer`] the way into it; [`relay`]
+//! [`money`] and [`wallet`] decide and know no I/O; [`log`] is the one order of events, [`sequencer`] the way into it (with events in
+//! an event store of its own: [`kurrentdb`] the log, [`lanes`] the way into it, [`ingest`] from there to here); [`relay`]
 //! and [`projection`] lead out of it; [`dlq`] puts right what went wrong there; [`lag`] and [`verify`] look at all of them;
 //! [`runtime`] puts them together. `examples/` has an embedded wallet, a projection of one's own and notifications.
 

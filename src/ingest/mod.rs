@@ -1,5 +1,5 @@
 //! The ingest: copies the log of an event store of its own (KurrentDB) into the one in PostgreSQL, in order. From there relay,
-//! outbox and projections are what they are without it. Not yet reachable from `serve`.
+//! outbox and projections are what they are without it.
 //!
 //! It reads the whole log page by page from the last place that it stored, and writes each page, the keys and transfers in it and
 //! the place that it reaches in one transaction. So a page that is read twice, after a crash or because the store delivered it

@@ -1,5 +1,6 @@
 //! Events in KurrentDB, or EventStoreDB as it was called: streams `wallet-<walletId>` over its first gRPC protocol. The only room
-//! that names crate `eventstore`. Not yet reachable from `serve`.
+//! that names crate `eventstore`. Reachable by
+//! [`Config::event_store`](crate::runtime::Config::event_store), not yet from `serve`.
 //!
 //! [`KurrentLog`] is an event log of [`Atomicity::Stream`](crate::log::Atomicity::Stream): one append writes one stream, on
 //! the condition that the stream ends where the writer saw it end. What a server and its client were seen to do decides how:

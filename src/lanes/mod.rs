@@ -1,6 +1,6 @@
 //! The write path for a store that appends to one stream at a time. Callers talk to the same [`CommandService`] as with the
 //! [sequencer](crate::sequencer), and behind it every wallet has a lane of its own: different wallets are appended to in parallel,
-//! and what queues up for one wallet is decided together and shares an append. Not yet reachable from `serve`.
+//! and what queues up for one wallet is decided together and shares an append.
 //!
 //! What makes this safe, without a transaction that could hold more than one append:
 //!

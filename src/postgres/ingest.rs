@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 use thiserror::Error;
 use uuid::Uuid;
@@ -15,6 +16,9 @@ use crate::wallet::WalletId;
 
 /// The advisory lock that the active ingest holds: "wallex", then the ingest's number.
 const INGEST_LOCK: i64 = 0x7761_6c6c_6578_0008;
+
+/// How many transfers in transit are read at once.
+const IN_TRANSIT_PAGE: i64 = 1_000;
 
 /// A place in the event store's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,11 +292,29 @@ impl Database {
             .fetch_all(self.by_index())
             .await
             .map_err(log_error)?;
-        rows.iter()
-            .map(|row| {
-                let stream = wallet_id(row.try_get("name").map_err(log_error)?)?;
-                recorded_event(row, stream).map_err(log_error)
-            })
-            .collect()
+        rows.iter().map(paying_leg).collect()
     }
+
+    /// A page of the paying legs of transfers that are in transit as of a position of the copy, those after another one, in order.
+    pub(crate) async fn in_transit_at(
+        &self,
+        position: Position,
+        after: Position,
+    ) -> Result<Vec<RecordedEvent>, LogError> {
+        let statement = "SELECT e.position, e.revision, e.event_id, e.event_type, e.event_version, e.recorded_at,
+                                e.payload, e.metadata, s.name
+                           FROM stream_transfers t
+                           JOIN events e ON e.position = t.debit_position
+                           JOIN streams s USING (stream_id)
+                          WHERE t.debit_position > $2 AND t.debit_position <= $1
+                            AND coalesce(t.credit_position, $1 + 1) > $1
+                          ORDER BY t.debit_position LIMIT $3";
+        let reading = sqlx::query(statement).bind(position).bind(after).bind(IN_TRANSIT_PAGE).fetch_all(self.pool());
+        reading.await.map_err(log_error)?.iter().map(paying_leg).collect()
+    }
+}
+
+fn paying_leg(row: &PgRow) -> Result<RecordedEvent, LogError> {
+    let stream = wallet_id(row.try_get("name").map_err(log_error)?)?;
+    recorded_event(row, stream).map_err(log_error)
 }

@@ -13,7 +13,7 @@ use crate::world::{PATIENCE, World, id, opening};
 const MAX: i64 = Amount::MAX.minor();
 
 /// Appends the paying leg alone, as a server does that is killed right after it.
-async fn leave_in_transit(world: &World, from: &str, to: &str, minor: i64) {
+pub async fn leave_in_transit(world: &World, from: &str, to: &str, minor: i64) {
     let log = world.log();
     let history = world.events(from).await;
     let last = history.last().expect("a wallet").decode().expect("an event of ours");
@@ -38,7 +38,7 @@ async fn leave_in_transit(world: &World, from: &str, to: &str, minor: i64) {
     assert!(matches!(log.append(&batch).await, Ok(Appended::At(_))));
 }
 
-async fn until_nothing_is_in_transit(world: &World) {
+pub async fn until_nothing_is_in_transit(world: &World) {
     let settled = async {
         loop {
             world.copied().await;
