@@ -87,7 +87,10 @@ fn the_domain_is_pure() {
 fn dependencies_point_inwards() {
     // domain <- log <- {sequencer, relay, projection, dlq, lag, verify} <- {http, runtime} <- cli
     let outward: [(&str, &[&str]); 13] = [
-        ("kurrentdb", &["sequencer", "lanes", "ingest", "relay", "projection", "lag", "verify", "http", "runtime", "cli"]),
+        (
+            "kurrentdb",
+            &["sequencer", "lanes", "ingest", "relay", "projection", "lag", "verify", "http", "runtime", "cli"],
+        ),
         ("lanes", &["ingest", "relay", "projection", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
         ("ingest", &["projection", "lag", "verify", "http", "runtime", "cli", "loadtest"]),
         ("log", &["relay", "projection", "dlq", "lag", "verify", "http", "runtime", "cli", "loadtest", "sequencer"]),
