@@ -8,7 +8,7 @@ use wallex::money::Amount;
 use wallex::sequencer::CommandError;
 use wallex::wallet::{Command, Rejection, Transfer, WalletEvent};
 
-use crate::world::{PATIENCE, World, id, opening};
+use crate::world::{PATIENCE, World, id, opening, patiently};
 
 const MAX: i64 = Amount::MAX.minor();
 
@@ -35,7 +35,7 @@ pub async fn leave_in_transit(world: &World, from: &str, to: &str, minor: i64) {
         metadata: br#"{"correlationId":"c","causationId":"d"}"#[..].into(),
     };
     let batch = Batch { recorded_at: history[0].recorded_at, events: vec![event], ..Batch::default() };
-    assert!(matches!(log.append(&batch).await, Ok(Appended::At(_))));
+    assert!(matches!(patiently(async || log.append(&batch).await).await, Appended::At(_)));
 }
 
 pub async fn until_nothing_is_in_transit(world: &World) {

@@ -36,6 +36,19 @@ pub fn with_key(command: Command, key: &str) -> Request {
 pub struct World {
     pub store: KurrentServer,
     pub database: TestDatabase,
+    /// The test's own eyes.
+    reader: KurrentLog,
+}
+
+/// What the test itself asks is asked until it is answered: on a busy machine a store may well be away for a while.
+pub async fn patiently<T, E: std::fmt::Display>(mut call: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        match call().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
+        }
+    }
 }
 
 /// A write path, as one process has it.
@@ -47,7 +60,9 @@ pub struct Writer {
 
 impl World {
     pub async fn new() -> Self {
-        World { store: KurrentServer::start(), database: TestDatabase::new().await }
+        let store = KurrentServer::start();
+        let reader = KurrentLog::new(KurrentConfig::new(&store.connection_string()).expect("a connection string"));
+        World { store, database: TestDatabase::new().await, reader }
     }
 
     /// A client of its own.
@@ -94,20 +109,20 @@ impl World {
     }
 
     pub async fn balance(&self, name: &str) -> i64 {
-        let view = read_wallet(&self.log(), &id(name), 10).await.expect("a sound history").expect("a wallet");
-        view.wallet.balance.minor()
+        let view = patiently(async || read_wallet(&self.reader, &id(name), 10).await).await;
+        view.expect("a wallet").wallet.balance.minor()
     }
 
     /// A wallet's events.
     pub async fn events(&self, name: &str) -> Vec<RecordedEvent> {
-        self.log().read_stream(&id(name), 0, usize::MAX).await.expect("events")
+        patiently(async || self.reader.read_stream(&id(name), 0, usize::MAX).await).await
     }
 
     /// The copy holds each wallet's events as the store does, in positions without a gap.
     pub async fn assert_copy_is_true(&self) {
         let copy = PostgresLog::new(Database::clone(&self.database.database));
-        let copied = copy.read(0, 1_000_000).await.expect("events");
-        let stored = self.log().read(0, 1_000_000).await.expect("events");
+        let copied = patiently(async || copy.read(0, 1_000_000).await).await;
+        let stored = patiently(async || self.reader.read(0, 1_000_000).await).await;
         assert_eq!(copied.len(), stored.len());
         for (place, (copied, stored)) in copied.iter().zip(&stored).enumerate() {
             assert_eq!(copied.position, place as i64 + 1);
