@@ -76,6 +76,9 @@ impl KafkaConfig {
         config.set("bootstrap.servers", &self.brokers).set("client.id", "wallex");
         // A producer that names a topic which was deleted would have most brokers make it anew, with one partition.
         config.set("allow.auto.create.topics", "false");
+        // A broker that is halted keeps its connections and answers nothing. What was asked of it is asked of the partition's
+        // next leader only after this time, for which the default is a minute.
+        config.set("socket.timeout.ms", "20000");
         let embedded = if self.embedded { embedded } else { &[] };
         for (name, value) in defaults.iter().chain(embedded) {
             config.set(*name, *value);

@@ -3,7 +3,7 @@
 //! What is missing is made, and a setting is changed where that takes nothing away. Nothing is ever deleted, shrunk or cut
 //! into more partitions: a wallet's events would be spread over two of them, and their order lost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::ConfigResource;
 use serde::Serialize;
@@ -13,6 +13,9 @@ use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, K
 
 /// How long an answer may take that can be done without.
 const QUICK_ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long every broker may take to know what was changed, and how often that is looked at.
+const SPREAD_TIME: Duration = Duration::from_secs(10);
+const SPREAD_POLL: Duration = Duration::from_millis(50);
 /// More copies than this are not asked for, however many brokers there are.
 const COPIES_MAX: usize = 3;
 
@@ -76,6 +79,13 @@ pub struct Setting {
     value: String,
 }
 
+impl TopicReport {
+    /// Whether nothing is left that `--apply` could do.
+    fn is_settled(&self) -> bool {
+        self.settings.iter().all(|setting| matches!(setting.verdict, Verdict::Ok | Verdict::ByHand))
+    }
+}
+
 impl Setting {
     /// Name and value, as `--apply` sets them.
     fn pair(&self) -> (&'static str, &str) {
@@ -129,8 +139,16 @@ pub async fn apply_topics(kafka: &KafkaConfig) -> Result<(Vec<String>, TopicsRep
     if done.is_empty() {
         return Ok((done, report));
     }
-    let report = inspect(&administrator, kafka.embedded).await?;
-    Ok((done, report))
+    // Any of the brokers may answer, and not each of them has heard of it yet.
+    let until = Instant::now() + SPREAD_TIME;
+    loop {
+        let report = inspect(&administrator, kafka.embedded).await;
+        let is_settled = report.as_ref().is_ok_and(|report| report.topics.iter().all(TopicReport::is_settled));
+        if is_settled || Instant::now() > until {
+            return Ok((done, report?));
+        }
+        tokio::time::sleep(SPREAD_POLL).await;
+    }
 }
 
 /// What whoever publishes to one of the topics needs before it does: the topic is made where it is missing, and has the

@@ -45,12 +45,17 @@ impl Kafka {
 
     /// With options of `scripts/kafka start`: `--brokers 3`, `--sasl scram-512`, `--tls`.
     pub fn start_with(options: &[&str]) -> Kafka {
+        Self::start_in(&std::env::temp_dir(), options)
+    }
+
+    /// With its data in a new directory below this one.
+    pub fn start_in(place: &Path, options: &[&str]) -> Kafka {
         let test = std::thread::current().name().unwrap_or("main").to_owned();
         assert!(
             test == "main" || test.contains("real_kafka"),
             "{test} uses a real Kafka: say so in its name, so that it can be left out where there is none"
         );
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir_in(place).expect("a directory");
         let this_process = std::process::id().to_string();
         let address = script(directory.path(), "start", &[&["--while", &this_process], options].concat());
         let addresses = address.trim().split(',').map(str::to_owned).collect();
@@ -94,6 +99,26 @@ impl Kafka {
     /// Starts a broker that was killed or stopped, on its data, and waits until it answers.
     pub fn start_again(&self, broker: usize) {
         self.run("start", &["--broker", &broker.to_string()]);
+    }
+
+    /// The same for every broker that does not run, all at once.
+    pub fn start_all_again(&self) {
+        self.run("start", &[]);
+    }
+
+    /// Whether a broker runs; it may have ended by itself.
+    pub fn runs(&self, broker: usize) -> bool {
+        // A process that has ended and that nobody has waited for is still there to be signalled, but runs nothing.
+        let pid = self.process_of(broker).to_string();
+        let command = Command::new("ps").args(["-o", "command=", "-p", &pid]).output().expect("ps");
+        String::from_utf8_lossy(&command.stdout).contains("server.properties")
+    }
+
+    /// How many records the partitions of a topic hold together, counted by their ends.
+    pub fn held(&self, topic: &str) -> usize {
+        let ends = self.tool(OFFSETS, &["--topic", topic]);
+        let end = |line: &str| line.rsplit(':').next().and_then(|end| end.parse::<usize>().ok()).expect("an end");
+        ends.lines().map(end).sum()
     }
 
     /// Halts a broker: its connections stay open, and nothing answers.

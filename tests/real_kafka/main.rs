@@ -4,6 +4,8 @@
 mod certificates;
 #[path = "../kafka/mod.rs"]
 mod kafka;
+#[path = "../crash/load.rs"]
+mod load;
 #[path = "../process/mod.rs"]
 mod process;
 
@@ -11,6 +13,7 @@ mod process;
 mod on_a_real_kafka {
     mod connections;
     mod dead_letters;
+    mod groups;
     mod records;
     mod relay;
     mod states;

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use wallex::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, partition_of};
 
-use crate::kafka::{CONSOLE_CONSUMER, CONSOLE_PRODUCER, Kafka, OFFSETS, TOPICS};
+use crate::kafka::{CONSOLE_CONSUMER, CONSOLE_PRODUCER, Kafka, TOPICS};
 use crate::process::{Serve, room, run};
 
 /// A record as Java's console consumer prints it.
@@ -40,12 +40,6 @@ fn read(line: &str) -> Printed {
     }
 }
 
-/// How many records the partitions of a topic hold together, counted by their ends.
-fn held(kafka: &Kafka, topic: &str) -> usize {
-    let ends = kafka.tool(OFFSETS, &["--topic", topic]);
-    ends.lines().map(|line| line.rsplit(':').next().and_then(|end| end.parse::<usize>().ok()).expect("an end")).sum()
-}
-
 #[test]
 fn slow_a_java_consumer_reads_each_event_once_with_key_headers_and_value() {
     let (room, kafka) = (room(), Kafka::start());
@@ -56,7 +50,7 @@ fn slow_a_java_consumer_reads_each_event_once_with_key_headers_and_value() {
         .expect("lag answers in JSON");
     let head = lag["outbox"]["head"].as_u64().expect("the log's head") as usize;
 
-    assert_eq!(held(&kafka, EVENTS_TOPIC), head);
+    assert_eq!(kafka.held(EVENTS_TOPIC), head);
     let records = printed(&kafka, EVENTS_TOPIC, head);
 
     let mut last_of = BTreeMap::new();
