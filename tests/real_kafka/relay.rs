@@ -108,9 +108,9 @@ fn slow_an_event_over_the_topics_limit_is_withheld_with_its_wallet_until_the_lim
         assert!(posted.status.success(), "{}", String::from_utf8_lossy(&posted.stderr));
     };
     post("/wallets", serde_json::json!({"walletId": "wordy", "ownerId": "zoe"}));
-    // Letters and digits without a pattern, so that they do not become small.
-    let words: String =
-        (0_u64..250).map(|number| format!("{:04x}", number.wrapping_mul(0x9E37_79B9) >> 8 & 0xffff)).collect();
+    // Characters of three bytes without a pattern: the broker looks at what is left of them when they are compressed.
+    let character = |number: u32| char::from_u32(0x4e00 + (number.wrapping_mul(0x9E37_79B9) >> 8) % 20_000);
+    let words: String = (0..1_000).filter_map(character).collect();
     post("/wallets/wordy/credit", serde_json::json!({"amount": "5", "description": words}));
     post("/wallets/wordy/credit", serde_json::json!({"amount": "6"}));
     load(&serve, "2", "100");
