@@ -1,7 +1,6 @@
 //! One transaction: rows, parked records and checkpoints of a batch, all or nothing.
 
-use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -12,15 +11,15 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::crash_point::CrashPoint;
-use crate::kafka::{ConsumedRecord, EventRecord};
+use crate::kafka::EventRecord;
 use crate::log::Position;
 use crate::postgres::sqlx::{self, Connection, PgPool, Postgres, Transaction};
 use crate::postgres::{
     CheckpointMove, ParkedRecord, PgConnection, count_parked, lock_preparation, move_checkpoints, note_parked_max,
     park, parked_wallets,
 };
+use crate::projection::batch::{Batch, Blocked, is_blocked};
 use crate::projection::parking::Failure;
-use crate::projection::record::{Foreign, Item};
 use crate::projection::runner::PARKED_MAX;
 use crate::projection::{ApplyError, Projection};
 
@@ -38,76 +37,6 @@ const NEARLY_PART: i64 = 5;
 /// How often that is said at most.
 const ALARM_EVERY: Duration = Duration::from_secs(60);
 
-/// What is applied together.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    /// Events that can be read, in order.
-    events: Vec<EventRecord>,
-    /// Where each of `events` came from.
-    origins: Vec<Origin>,
-    /// Events that cannot be read.
-    unreadable: Vec<Item>,
-    foreign: Vec<Foreign>,
-    pub(super) moves: Vec<CheckpointMove>,
-}
-
-#[derive(Debug)]
-struct Origin {
-    partition: i32,
-    record: Option<ConsumedRecord>,
-}
-
-impl Batch {
-    pub(super) fn push(&mut self, item: Item) {
-        match item.event {
-            Ok(event) => {
-                self.events.push(event);
-                self.origins.push(Origin { partition: item.partition, record: item.record });
-            }
-            Err(_) => self.unreadable.push(item),
-        }
-    }
-
-    pub(super) fn push_foreign(&mut self, foreign: Foreign) {
-        self.foreign.push(foreign);
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.events.len() + self.unreadable.len() + self.foreign.len()
-    }
-
-    /// Leaves partitions out: it is as if nothing had come from them.
-    pub(super) fn leave_out(&mut self, partitions: &BTreeSet<i32>) {
-        let (events, origins) = (std::mem::take(&mut self.events), std::mem::take(&mut self.origins));
-        let kept = events.into_iter().zip(origins).filter(|(_, origin)| !partitions.contains(&origin.partition));
-        (self.events, self.origins) = kept.unzip();
-        self.unreadable.retain(|item| !partitions.contains(&item.partition));
-        self.foreign.retain(|foreign| !partitions.contains(&foreign.record.partition));
-        self.moves.retain(|to| !partitions.contains(&to.to.partition));
-    }
-
-    fn wallets(&self) -> Vec<&str> {
-        let readable = self.events.iter().map(|event| event.wallet_id.as_str());
-        let wallets: BTreeSet<&str> =
-            readable.chain(self.unreadable.iter().map(|item| item.wallet_id.as_str())).collect();
-        wallets.into_iter().collect()
-    }
-
-    /// Those of a range of events that are not to be parked.
-    fn free(&self, range: Range<usize>, blocked: &Blocked) -> Cow<'_, [EventRecord]> {
-        let events = &self.events[range];
-        if blocked.is_empty() || !events.iter().any(|event| is_blocked(blocked, event)) {
-            return Cow::Borrowed(events);
-        }
-        Cow::Owned(events.iter().filter(|event| !is_blocked(blocked, event)).cloned().collect())
-    }
-
-    fn parked(&self, at: usize, failure: Failure) -> ParkedRecord {
-        let (event, origin) = (&self.events[at], &self.origins[at]);
-        failure.of_event(&event.wallet_id, event.position, origin.partition, origin.record.as_ref())
-    }
-}
-
 /// What became of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Applied {
@@ -117,13 +46,6 @@ pub(super) enum Applied {
     Fenced,
     /// These partitions have something to park, and there is no room for it. Nothing was written.
     Full(BTreeSet<i32>),
-}
-
-/// From which position on each wallet's events are not applied but parked.
-type Blocked = HashMap<String, Position>;
-
-fn is_blocked(blocked: &Blocked, event: &EventRecord) -> bool {
-    blocked.get(event.wallet_id.as_str()).is_some_and(|from| event.position >= *from)
 }
 
 /// The search for the events of a batch that the projection refuses.

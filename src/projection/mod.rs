@@ -63,6 +63,7 @@
 
 mod apply;
 mod assignment;
+mod batch;
 mod full;
 mod gaps;
 #[cfg(test)]
