@@ -10,7 +10,7 @@
 //!
 //! A relay that is halted (a stopped process, a frozen container) loses its lease, and another one takes over. When it wakes it
 //! notices before it hands another record to the client, and what lies in the client's queues is given up by then
-//! (see [`lease`]). It stands by again.
+//! (see `lease`). It stands by again.
 //!
 //! Kafka can refuse an old producer only where each batch is a transaction. That would fence a halted relay for certain, but
 //! whoever reads without `read_committed`, as Java's consumers do unless told otherwise, would see what was aborted, so every
