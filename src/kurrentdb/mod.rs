@@ -10,7 +10,7 @@
 //!   first time. It compares the places only. An event's id must therefore never be used at another revision; [`event_id`]
 //!   makes it from the command *and* the revision.
 //! - **Appends go through one long call** (`batch_append`): many at once are much faster so than by calls of their own. And Nagle's
-//!   algorithm is turned off on the client's connections ([`hurry`]), or each call, reads as well, would wait some 45 ms in a
+//!   algorithm is turned off on the client's connections (`hurry`), or each call, reads as well, would wait some 45 ms in a
 //!   lone caller's hands.
 //! - **One refused append ends that long call**, with every append in it: the client closes the call on the first error. The
 //!   others learn that it was closed and send the same bytes again through a new one.
