@@ -27,7 +27,12 @@ fn told_by_kafka(kafka: &Kafka, group: &str) -> Offsets {
     lines
         .filter(|line| line.first() == Some(&group))
         .map(|line| {
-            (line[partition].parse().expect("a number"), [committed, end, lag].map(|column| line[column].to_owned()))
+            let mut told = [committed, end, lag].map(|column| line[column].to_owned());
+            // Of a partition that never had a record it tells no lag. wallex does: nothing waits there.
+            if told == ["-", "0", "-"] {
+                told[2] = "0".to_owned();
+            }
+            (line[partition].parse().expect("a number"), told)
         })
         .collect()
 }
