@@ -58,10 +58,17 @@ impl<L: EventLog> Snapshots<L> {
             }
         }));
     }
-    /// Ends when nothing is on its way any more. What still waits is let go.
-    pub(super) async fn finish(self) {
+
+    /// Saves those that still wait, and ends when nothing is on its way any more.
+    pub(super) async fn finish(mut self) {
+        // Errors of a save are logged where they occur.
+        if let Some(saving) = self.saving.take() {
+            let _ = saving.await;
+        }
+        if self.are_waiting() {
+            self.save();
+        }
         if let Some(saving) = self.saving {
-            // Its own errors are logged there.
             let _ = saving.await;
         }
     }
