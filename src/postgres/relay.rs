@@ -163,6 +163,11 @@ impl RelaySession {
         Ok(())
     }
 
+    /// Fails if the session, and the lock with it, is gone.
+    pub(crate) async fn ping(&mut self) -> Result<(), sqlx::Error> {
+        self.connection.ping().await
+    }
+
     /// Makes way for another relay.
     pub(crate) async fn end(self) {
         // Where the connection is gone already, so is the lock.

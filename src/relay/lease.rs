@@ -65,6 +65,12 @@ impl<'a> Lease<'a> {
         if self.confirmed_at.elapsed() < TRUST { Ok(()) } else { self.say_again() }
     }
 
+    /// Fails if the lease has ended. A server that was started again, or an operator, may end a session early: time alone does not
+    /// tell that.
+    pub(super) fn confirm(&mut self) -> Result<(), Setback> {
+        self.ask(async |session| session.ping().await)
+    }
+
     /// Whether it is time to say again what the relay is doing.
     pub(super) fn is_heartbeat_due(&self) -> bool {
         self.said_at.elapsed() >= HEARTBEAT

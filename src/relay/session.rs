@@ -166,6 +166,11 @@ impl<L: EventLog> Session<'_, '_, L> {
             }
             let has_room = self.acknowledged.outstanding() < OUTSTANDING_MAX;
             let has_more = !stopping && has_room && self.pending.is_empty() && self.read()?;
+            // A session that was ended while there was nothing to do is noticed before anything is sent: another relay may be at it
+            // already. While much is under way, the checkpoint notices.
+            if self.acknowledged.outstanding() == 0 && !self.pending.is_empty() {
+                self.lease.confirm()?;
+            }
             let is_held_up = !self.send()?;
             self.take_deliveries()?;
             self.checkpoint()?;
