@@ -95,7 +95,9 @@ impl World {
     pub async fn copied(&self) {
         let Some(end) = self.store.log().last().map(|last| last.position as i64) else { return };
         let reached = async {
-            while self.database.database.ingested().await.expect("a checkpoint").is_none_or(|(commit, _)| commit < end)
+            while patiently(async || self.database.database.ingested().await)
+                .await
+                .is_none_or(|(commit, _)| commit < end)
             {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
