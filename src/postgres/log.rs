@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, PgPool, Row};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -27,37 +28,82 @@ const HEAD_LOCK_IDLE_MAX: &str = "5s";
 /// one of it; that reading may be older than the row lock, but then the unique index on (stream, revision) refuses. Only that one
 /// event is looked for: to find a stream's last one PostgreSQL reads all of the stream that an index page holds.
 ///
-/// The batch is never joined with itself, nor is it grouped: without statistics of an array PostgreSQL joins it event by event,
-/// and the cost of an append would grow with the square of its events. So each event comes with its stream's first place.
+/// The events are unnested once, where they are inserted, and neither joined with themselves, grouped, sorted nor kept beside:
+/// without statistics of an array PostgreSQL joins it event by event, so the cost of an append would grow with the square of its
+/// events, and a copy of them in a table expression of their own cost a fifth of the whole. So each event comes with its stream's
+/// number or, where the stream is new, with its first event's place in the batch as a negative number; the new streams come in
+/// arrays of their own.
 const APPEND: &str = "
-WITH batch AS (
-    SELECT b.*, coalesce(b.stream_id, (SELECT s.stream_id FROM streams s WHERE s.name = b.stream)) AS known_id
-      FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::uuid[], $8::text[], $9::bytea[], $10::bytea[])
-           WITH ORDINALITY AS b(stream, stream_id, first_place, revision, event_id, event_type, payload, metadata, place)
-), head AS (
+WITH head AS (
     UPDATE log_head SET position = position + $2
      WHERE (position = $1 OR $1::bigint IS NULL AND NOT EXISTS (
-               SELECT FROM batch f WHERE f.place = f.first_place AND f.revision > 0 AND NOT EXISTS (
-                   SELECT FROM events e WHERE e.stream_id = f.known_id AND e.revision = f.revision - 1)))
+               SELECT FROM unnest($3::bigint[], $4::bigint[]) AS f(stream_id, revision) WHERE NOT EXISTS (
+                   SELECT FROM events e WHERE e.stream_id = f.stream_id AND e.revision = f.revision - 1)))
        AND NOT EXISTS (
-           SELECT FROM unnest($13::text[], $14::text[], $15::text[]) AS k(wallet_id, command_kind, key)
+           SELECT FROM unnest($15::text[], $16::text[], $17::text[]) AS k(wallet_id, command_kind, key)
              JOIN idempotency_keys i USING (wallet_id, command_kind, key))
     RETURNING position
 ), new_streams AS (
     INSERT INTO streams (stream_id, name)
-    SELECT h.position - $2 + f.place, f.stream FROM batch f, head h WHERE f.place = f.first_place AND f.known_id IS NULL
+    SELECT h.position - $2 + n.place, n.name FROM head h, unnest($5::text[], $6::bigint[]) AS n(name, place)
 ), new_events AS (
     INSERT INTO events (position, stream_id, revision, event_id, event_type, event_version, recorded_at, payload, metadata)
-    SELECT h.position - $2 + b.place, coalesce(b.known_id, h.position - $2 + b.first_place), b.revision, b.event_id,
-           b.event_type, $11, $12, b.payload, b.metadata
-      FROM batch b, head h ORDER BY b.place
+    SELECT h.position - $2 + b.place, CASE WHEN b.stream > 0 THEN b.stream ELSE h.position - $2 - b.stream END, b.revision,
+           b.event_id, b.event_type, $13, $14, b.payload, b.metadata
+      FROM head h, unnest($7::bigint[], $8::bigint[], $9::uuid[], $10::text[], $11::bytea[], $12::bytea[])
+           WITH ORDINALITY AS b(stream, revision, event_id, event_type, payload, metadata, place)
 ), new_keys AS (
     INSERT INTO idempotency_keys (wallet_id, command_kind, key, fingerprint, position, event_count, created_at)
-    SELECT k.*, $12
-      FROM unnest($13::text[], $14::text[], $15::text[], $16::bytea[], $17::bigint[], $18::int[])
+    SELECT k.*, $14
+      FROM unnest($15::text[], $16::text[], $17::text[], $18::bytea[], $19::bigint[], $20::int[])
         AS k(wallet_id, command_kind, key, fingerprint, position, event_count), head h
 )
 SELECT position, pg_notify('wallex_log', position::text) FROM head";
+
+/// The streams of a batch, as [`APPEND`] takes them.
+struct Streams<'batch> {
+    /// For each event its stream's number, or, negative, the place of a new stream's first event.
+    of_events: Vec<i64>,
+    new_names: Vec<&'batch str>,
+    new_places: Vec<i64>,
+    /// Where the batch does not name the head: the streams that are there already, each with the batch's first revision
+    /// of it.
+    known: Vec<i64>,
+    known_revisions: Vec<Revision>,
+}
+
+impl<'batch> Streams<'batch> {
+    /// `None` where a stream that should go on has no event yet. `looked_up` are the numbers that the batch does not say.
+    fn of(batch: &'batch Batch, first_places: &[i64], looked_up: &HashMap<String, i64>) -> Option<Self> {
+        let mut streams = Streams {
+            of_events: Vec::with_capacity(batch.events.len()),
+            new_names: Vec::new(),
+            new_places: Vec::new(),
+            known: Vec::new(),
+            known_revisions: Vec::new(),
+        };
+        for ((place, event), first_place) in (1..).zip(&batch.events).zip(first_places) {
+            let known = event.stream_key.map(|key| key.0).or_else(|| looked_up.get(event.stream.as_str()).copied());
+            streams.of_events.push(known.unwrap_or(-first_place));
+            if place != *first_place {
+                continue;
+            }
+            match known {
+                Some(stream_id) if event.revision > 0 && batch.expected_head.is_none() => {
+                    streams.known.push(stream_id);
+                    streams.known_revisions.push(event.revision);
+                }
+                Some(_) => {}
+                None if event.revision > 0 => return None,
+                None => {
+                    streams.new_names.push(event.stream.as_str());
+                    streams.new_places.push(place);
+                }
+            }
+        }
+        Some(streams)
+    }
+}
 
 /// The log of record.
 #[derive(Clone, Debug)]
@@ -102,13 +148,19 @@ impl PostgresLog {
         batch: &Batch,
         first_places: &[i64],
     ) -> Result<Appended, sqlx::Error> {
+        let looked_up = Self::stream_numbers(connection, batch, first_places).await?;
+        let Some(streams) = Streams::of(batch, first_places, &looked_up) else {
+            return Ok(Appended::Conflict);
+        };
         let events = &batch.events;
         let row = sqlx::query(APPEND)
             .bind(batch.expected_head)
             .bind(events.len() as i64)
-            .bind(events.iter().map(|event| event.stream.as_str()).collect::<Vec<_>>())
-            .bind(events.iter().map(|event| event.stream_key.map(|key| key.0)).collect::<Vec<_>>())
-            .bind(first_places)
+            .bind(streams.known)
+            .bind(streams.known_revisions)
+            .bind(streams.new_names)
+            .bind(streams.new_places)
+            .bind(streams.of_events)
             .bind(events.iter().map(|event| event.revision).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.event_id).collect::<Vec<Uuid>>())
             .bind(events.iter().map(|event| event.event_type).collect::<Vec<_>>())
@@ -130,6 +182,23 @@ impl PostgresLog {
             Err(error) if is_unique_violation(&error) => Ok(Appended::Conflict),
             Err(error) => Err(error),
         }
+    }
+
+    /// The numbers of the streams that the batch goes on without naming them. A writer that has loaded them names them, so
+    /// that this costs the sequencer nothing.
+    async fn stream_numbers(
+        connection: &mut PgConnection,
+        batch: &Batch,
+        first_places: &[i64],
+    ) -> Result<HashMap<String, i64>, sqlx::Error> {
+        let firsts = (1..).zip(&batch.events).zip(first_places).filter(|((place, _), first)| place == *first);
+        let unnamed = firsts.filter(|((_, event), _)| event.stream_key.is_none() && event.revision > 0);
+        let names: Vec<&str> = unnamed.map(|((_, event), _)| event.stream.as_str()).collect();
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let statement = "SELECT name, stream_id FROM streams WHERE name = ANY($1)";
+        Ok(sqlx::query_as(statement).bind(names).fetch_all(connection).await?.into_iter().collect())
     }
 }
 
