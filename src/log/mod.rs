@@ -9,6 +9,7 @@
 //! for that. Nothing in this port assumes more.
 
 mod memory;
+mod read_ahead;
 mod snapshot;
 mod view;
 
@@ -25,6 +26,7 @@ use crate::wallet::{EventError, WalletEvent, WalletId};
 
 pub use crate::postgres::log::{NOTIFY_CHANNEL, PostgresLog};
 pub use memory::MemoryLog;
+pub(crate) use read_ahead::ReadAhead;
 pub(crate) use snapshot::apply_next;
 pub use snapshot::{SNAPSHOT_FORMAT, restore};
 pub use view::{ViewError, WalletView, read_wallet};

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::kafka::{EVENTS_PARTITIONS, partition_of};
-use crate::log::{EventLog, Position};
+use crate::log::{EventLog, Position, ReadAhead};
 use crate::postgres::{last_events_between, published};
 use crate::projection::Projection;
 use crate::projection::apply::unless_stopped;
@@ -29,7 +29,7 @@ const TOPIC_PATIENCE: Duration = Duration::from_secs(2);
 /// How much of the log is looked at in one statement, in positions.
 const LOOK_PAGE: Position = 20_000;
 /// How many events are read from the log at once.
-const FILL_PAGE: Position = 1_000;
+const FILL_PAGE: usize = 1_000;
 /// How often the consumer is polled while it is not read from.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -57,19 +57,20 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         let Some(first) = beginnings.into_iter().min() else {
             return Ok(());
         };
+        let mut pages = ReadAhead::new(self.log.clone(), FILL_PAGE);
         let mut from = first;
         let mut filled = 0;
         let mut alive_at = Instant::now();
         while from < to {
-            let limit = FILL_PAGE.min(to - from) as usize;
-            let page = self.persevere(|this| {
-                let page = this.runtime.block_on(this.log.read(from, limit))?;
+            let mut page = self.persevere(|this| {
+                let page = this.runtime.block_on(pages.after(from))?;
                 if page.is_empty() {
                     Err(format!("the log has nothing after position {from}").into())
                 } else {
                     Ok(page)
                 }
             })?;
+            page.retain(|recorded| recorded.position <= to);
             let end = page.last().map_or(to, |last| last.position);
             let mut gathering = Gathering::default();
             for recorded in &page {

@@ -11,7 +11,7 @@ use crate::kafka::{
     Delivery, EVENTS_PARTITIONS, EVENTS_TOPIC, OutgoingRecord, Publisher, RECORD_BYTES_MAX, Refusal, STALL_MAX,
     SendError, batch_bytes_max, ensure_topic, partition_of,
 };
-use crate::log::{EventLog, Position, RecordedEvent};
+use crate::log::{EventLog, Position, ReadAhead, RecordedEvent};
 use crate::postgres::{RelayState, slowest_positions};
 use crate::projection::BUILT_IN;
 use crate::relay::acknowledged::Acknowledged;
@@ -30,8 +30,9 @@ const OUTSTANDING_MAX: usize = 20_000;
 /// An idle relay looks for itself this often, in case the bell was not heard.
 const IDLE_LOOK: Duration = Duration::from_millis(200);
 /// The pace under load: what is appended meanwhile goes out together, because records sent one by one cost the broker and
-/// its consumers several times as much. An idle relay sends at once.
-const PACE: Duration = Duration::from_millis(20);
+/// its consumers several times as much: on a real Kafka beside it 50 ms instead of 20 took a load test from 3,900 to 5,300
+/// commands a second. An idle relay sends at once.
+const PACE: Duration = Duration::from_millis(50);
 /// While much is under way, the checkpoint moves this often.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(20);
 /// How often a relay that has run ahead as far as it may looks whether the projections have come after.
@@ -110,6 +111,7 @@ fn publish<L: EventLog>(
         present: beginning.present,
         refill_to: beginning.refill.map_or(beginning.from, |(_, to)| to),
         withheld: HashSet::new(),
+        pages: ReadAhead::new(relay.log.clone(), PAGE),
         pending: VecDeque::new(),
         budget: Budget::default(),
         checkpointed: beginning.from,
@@ -146,6 +148,7 @@ pub(super) struct Session<'a, 'b, L> {
     pub(super) refill_to: Position,
     /// Wallets whose events do not go to the topic.
     pub(super) withheld: HashSet<String>,
+    pages: ReadAhead<L>,
     /// Read and not yet sent.
     pending: VecDeque<RecordedEvent>,
     budget: Budget,
@@ -224,7 +227,7 @@ impl<L: EventLog> Session<'_, '_, L> {
     /// Reads on; whether there may be more at once.
     fn read(&mut self) -> Result<bool, Setback> {
         let after = self.acknowledged.next() - 1;
-        let page = self.runtime.block_on(self.relay.log.read(after, PAGE))?;
+        let page = self.runtime.block_on(self.pages.after(after))?;
         for (event, expected) in page.iter().zip(after + 1..) {
             if event.position != expected {
                 return Err(Setback::blocked(format!(
