@@ -37,20 +37,21 @@ pub struct LedgerEntry {
     pub created_at: DateTime<Utc>,
 }
 
-/// Both postings of each entry.
+/// Both postings of each entry, side by side: so the primary key only ever grows at its end.
 const INSERT: &str = "
-WITH entries AS (
-    SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::uuid[], $8::text[],
-                         $9::text[], $10::uuid[], $11::text[], $12::bytea[], $13::timestamptz[])
-        AS e(position, account, counter_account, currency, amount, balance_after, event_id, transaction_type,
-             description, reference_id, related_wallet_id, metadata, created_at)
-)
 INSERT INTO ledger_postings (position, leg, account, currency, amount, balance_after, event_id, transaction_type,
                              description, reference_id, related_wallet_id, metadata, created_at)
-SELECT position, 0, account, currency, amount, balance_after, event_id, transaction_type,
-       description, reference_id, related_wallet_id, metadata, created_at FROM entries
-UNION ALL
-SELECT position, 1, counter_account, currency, -amount, NULL, NULL, NULL, NULL, NULL, NULL, NULL, created_at FROM entries";
+SELECT e.position, l.leg, CASE l.leg WHEN 0 THEN e.account ELSE e.counter_account END, e.currency,
+       CASE l.leg WHEN 0 THEN e.amount ELSE -e.amount END,
+       CASE l.leg WHEN 0 THEN e.balance_after END, CASE l.leg WHEN 0 THEN e.event_id END,
+       CASE l.leg WHEN 0 THEN e.transaction_type END, CASE l.leg WHEN 0 THEN e.description END,
+       CASE l.leg WHEN 0 THEN e.reference_id END, CASE l.leg WHEN 0 THEN e.related_wallet_id END,
+       CASE l.leg WHEN 0 THEN e.metadata END, e.created_at
+  FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::uuid[], $8::text[],
+              $9::text[], $10::uuid[], $11::text[], $12::bytea[], $13::timestamptz[])
+       AS e(position, account, counter_account, currency, amount, balance_after, event_id, transaction_type,
+            description, reference_id, related_wallet_id, metadata, created_at)
+ CROSS JOIN (VALUES (0), (1)) AS l(leg)";
 
 /// Writes entries, both postings of each.
 pub(crate) async fn insert_ledger_entries(
