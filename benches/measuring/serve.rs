@@ -1,4 +1,4 @@
-//! A `wallex serve` in a process of its own, on the embedded default, and load tests against it.
+//! A `wallex serve` in a process of its own, on the embedded default or brokers of one's own, and load tests against it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -68,10 +68,16 @@ impl Report {
 
 impl Serve {
     pub async fn start(data_dir: &Path) -> Self {
+        Self::start_on(data_dir, None).await
+    }
+
+    /// On these brokers, or on the embedded one.
+    pub async fn start_on(data_dir: &Path, brokers: Option<&str>) -> Self {
         let started = Instant::now();
         let mut child = Command::new(WALLEX)
             .args(["serve", "--listen", "127.0.0.1:0", "--log", "error", "--data-dir"])
             .arg(data_dir)
+            .args(brokers.iter().flat_map(|brokers| ["--kafka-brokers", brokers]))
             .stderr(Stdio::null())
             .spawn()
             .expect("wallex serve");
