@@ -255,6 +255,19 @@ fn read_exponent(power: &[u8]) -> Result<i32, MoneyError> {
     Ok(if negative { -magnitude } else { magnitude })
 }
 
+/// A sum of money as operators read it: `-1.50 USD`. In minor units where there is no such currency, or where the sum is beyond
+/// any single amount.
+pub(crate) fn named(minor: impl Into<i128>, code: &str) -> String {
+    let minor = minor.into();
+    let magnitude = i64::try_from(minor.unsigned_abs()).ok().and_then(Amount::from_minor);
+    match (Currency::from_code(code), magnitude) {
+        (Ok(currency), Some(magnitude)) => {
+            format!("{}{} {code}", if minor < 0 { "-" } else { "" }, magnitude.to_text(currency))
+        }
+        _ => format!("{minor} minor units of {code}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,9 +6,9 @@ use std::fmt::Display;
 use tokio::sync::mpsc;
 
 use crate::log::{LoadedStream, Position, Revision, SNAPSHOT_FORMAT, Snapshot, StreamKey, restore};
+use crate::money::named;
 use crate::postgres::Database;
 use crate::projection::READ_MODEL_PROJECTOR;
-use crate::verify::posting::text;
 use crate::verify::proof::{Finding, at};
 use crate::verify::{EventRow, SnapshotRow, StreamId, VerifyError, VerifyProgress, WalletRow};
 use crate::wallet::{Wallet, WalletEvent, WalletId};
@@ -271,7 +271,7 @@ impl Fold {
 fn row_difference(row: &WalletRow, wallet: &Wallet, position: Position) -> Option<(String, String)> {
     let code = wallet.currency.code();
     if row.balance != wallet.balance.minor() {
-        return differ("balance", text(wallet.balance.minor(), code), text(row.balance, code));
+        return differ("balance", named(wallet.balance.minor(), code), named(row.balance, code));
     }
     if row.currency != code {
         return differ("currency", code, &row.currency);
@@ -308,7 +308,7 @@ fn snapshot_difference(snapshot: &SnapshotRow, wallet: &Wallet) -> Option<(Strin
 }
 
 fn state_text(wallet: &Wallet) -> String {
-    let balance = text(wallet.balance.minor(), wallet.currency.code());
+    let balance = named(wallet.balance.minor(), wallet.currency.code());
     format!("{balance} of {}, updated {}", wallet.owner_id, wallet.updated_at)
 }
 

@@ -22,11 +22,12 @@ use thiserror::Error;
 use crate::kafka::{EVENTS_TOPIC, KafkaConfig, TopicReader};
 use crate::lag::LagError;
 use crate::log::Position;
+use crate::money::named;
 use crate::postgres::Database;
 use crate::verify::drain::Drained;
 use crate::verify::history::{Bounds, Histories};
 use crate::verify::order::Order;
-use crate::verify::posting::{Ledger, text};
+use crate::verify::posting::Ledger;
 use crate::verify::proof::Finding;
 use crate::verify::topic::TopicScan;
 
@@ -209,17 +210,17 @@ fn double_entry_check(
     let mut finding = Finding::new("double entry");
     for (code, balances) in sums {
         if balances.all != 0 {
-            finding.differs(format!("all accounts in {code}"), text(0, code), text(balances.all, code));
+            finding.differs(format!("all accounts in {code}"), named(0, code), named(balances.all, code));
         }
         let on_its_way = in_transit.get(code.as_str()).copied().unwrap_or(0);
         if is_whole && balances.clearing != on_its_way {
-            finding.differs(format!("clearing/{code}"), text(on_its_way, code), text(balances.clearing, code));
+            finding.differs(format!("clearing/{code}"), named(on_its_way, code), named(balances.clearing, code));
         }
     }
-    let currencies: Vec<_> = sums.iter().map(|(code, balances)| text(balances.all, code)).collect();
+    let currencies: Vec<_> = sums.iter().map(|(code, balances)| named(balances.all, code)).collect();
     let mut actual = if currencies.is_empty() { "no postings".to_owned() } else { currencies.join(", ") };
     for (code, amount) in in_transit {
-        actual.push_str(&format!("; {} in transit", text(*amount, code)));
+        actual.push_str(&format!("; {} in transit", named(*amount, code)));
     }
     finding.check(format!("all accounts sum to zero in each currency at position {through}"), actual)
 }
@@ -236,7 +237,7 @@ fn money_check(histories: &Histories, sums: &Ledger, discarded: u64, through: Po
         .collect();
     let words = |held: &[(&str, i128)]| match held {
         [] => "nothing".to_owned(),
-        held => held.iter().map(|(code, minor)| text(*minor, code)).collect::<Vec<_>>().join(", "),
+        held => held.iter().map(|(code, minor)| named(*minor, code)).collect::<Vec<_>>().join(", "),
     };
     if by_events != by_accounts {
         finding.differs("the ledger's wallets", format!("{} by the events", words(&by_events)), words(&by_accounts));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::kafka::EventRecord;
-use crate::money::{Amount, Currency};
+use crate::money::named;
 use crate::verify::PostingRow;
 use crate::wallet::WalletEvent;
 
@@ -22,7 +22,7 @@ pub(super) fn compare(record: &EventRecord, postings: &[PostingRow]) -> Result<(
     let [own, counter] = postings else {
         let legs = postings.iter().map(described).collect::<Vec<_>>().join("; ");
         let found = if legs.is_empty() { "no posting".to_owned() } else { format!("only {legs}") };
-        return Err((format!("two postings of {}", text(amount, record.event.currency().code())), found));
+        return Err((format!("two postings of {}", named(amount, record.event.currency().code())), found));
     };
     let code = record.event.currency().code();
     let transfer = record.event.transfer();
@@ -43,17 +43,17 @@ pub(super) fn compare(record: &EventRecord, postings: &[PostingRow]) -> Result<(
         }
     }
     if own.amount != amount {
-        return differs("amount", text(amount, code), text(own.amount, code));
+        return differs("amount", named(amount, code), named(own.amount, code));
     }
     if counter.amount != -amount {
-        return differs("counter-posting", text(-amount, code), text(counter.amount, code));
+        return differs("counter-posting", named(-amount, code), named(counter.amount, code));
     }
     let balance = record.event.balance().minor();
     if own.balance_after != Some(balance) {
         return differs(
             "balance",
-            text(balance, code),
-            own.balance_after.map_or("none".to_owned(), |it| text(it, code)),
+            named(balance, code),
+            own.balance_after.map_or("none".to_owned(), |it| named(it, code)),
         );
     }
     if own.transaction_type.as_deref() != Some(kind) {
@@ -103,20 +103,7 @@ fn differs(what: &str, expected: impl Display, found: impl Display) -> Result<()
 
 /// A posting in a few words.
 pub(super) fn described(posting: &PostingRow) -> String {
-    format!("{} on {}", text(posting.amount, &posting.currency), posting.account)
-}
-
-/// A signed amount of minor units for people: `-10.50 USD`.
-pub(super) fn text(minor: impl Into<i128>, code: &str) -> String {
-    let minor = minor.into();
-    let magnitude = i64::try_from(minor.unsigned_abs()).ok().and_then(Amount::from_minor);
-    match (Currency::from_code(code), magnitude) {
-        (Ok(currency), Some(magnitude)) => {
-            format!("{}{} {code}", if minor < 0 { "-" } else { "" }, magnitude.to_text(currency))
-        }
-        // A currency that there is not, or a sum beyond any single amount: minor units say it too.
-        _ => format!("{minor} minor units of {code}"),
-    }
+    format!("{} on {}", named(posting.amount, &posting.currency), posting.account)
 }
 
 /// What the ledger's accounts come to in one currency, in minor units.

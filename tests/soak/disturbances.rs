@@ -100,13 +100,20 @@ pub async fn prepare_poison(system: &System) {
         "CREATE FUNCTION soak_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
          DECLARE wallet text := to_jsonb(NEW) ->> TG_ARGV[0];
          BEGIN
-             IF EXISTS (SELECT FROM soak_poison p WHERE TG_ARGV[1] || p.wallet_id = wallet) THEN
+             IF NEW.position % 3 = 0 AND EXISTS (SELECT FROM soak_poison p WHERE TG_ARGV[1] || p.wallet_id = wallet) THEN
                  RAISE EXCEPTION 'poisoned' USING ERRCODE = 'check_violation';
              END IF;
              RETURN NEW;
          END $$",
         "CREATE TRIGGER soak BEFORE INSERT ON ledger_postings FOR EACH ROW EXECUTE FUNCTION soak_refuse('account', 'wallet/')",
         "CREATE TRIGGER soak BEFORE INSERT ON read_model_wallets FOR EACH ROW EXECUTE FUNCTION soak_refuse('wallet_id', '')",
+        "CREATE TABLE soak_applied (place bigserial PRIMARY KEY, account text NOT NULL, position bigint NOT NULL)",
+        "CREATE FUNCTION soak_note() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             INSERT INTO soak_applied (account, position) VALUES (NEW.account, NEW.position);
+             RETURN NULL;
+         END $$",
+        "CREATE TRIGGER soak_order AFTER INSERT ON ledger_postings FOR EACH ROW WHEN (NEW.leg = 0) EXECUTE FUNCTION soak_note()",
     ] {
         sqlx::query(statement).execute(system.database.pool()).await.expect(statement);
     }

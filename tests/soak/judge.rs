@@ -159,6 +159,22 @@ impl Verdict {
                 .iter()
                 .map(|(position, account)| format!("{account} does not go on from its last balance at {position}")),
         );
+        let overtaken: Vec<(String, i64, i64)> = sqlx::query_as(
+            "SELECT account, position, before FROM (
+                SELECT account, position, place,
+                       max(position) OVER (PARTITION BY account ORDER BY place
+                                           ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+                  FROM soak_applied) AS applied
+              WHERE before > position ORDER BY place",
+        )
+        .fetch_all(pool)
+        .await
+        .expect("what was applied when");
+        self.out_of_order.extend(
+            overtaken
+                .iter()
+                .map(|(account, position, before)| format!("{account}: {position} was applied after {before}")),
+        );
         let unbalanced: Vec<(String, i64)> = sqlx::query_as(
             "SELECT currency, sum(amount)::bigint FROM ledger_postings GROUP BY currency HAVING sum(amount) <> 0",
         )

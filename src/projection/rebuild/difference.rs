@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::money::{Amount, Currency};
+use crate::money;
 use crate::postgres::{DifferingRow, RebuiltTable};
 
 /// Columns that hold minor units of the row's currency.
@@ -61,22 +61,13 @@ fn columns(row: Option<&str>) -> Map<String, Value> {
 fn text(row: &Map<String, Value>, name: &str) -> Option<String> {
     let value = row.get(name)?;
     if MONEY.contains(&name) {
-        return money(value.as_i64()?, row.get("currency").and_then(Value::as_str).unwrap_or_default());
+        let code = row.get("currency").and_then(Value::as_str).unwrap_or_default();
+        return Some(money::named(value.as_i64()?, code));
     }
     match value {
         Value::Null => None,
         Value::String(text) => Some(text.clone()),
         other => Some(other.to_string()),
-    }
-}
-
-/// With its currency's digits; in minor units where there is no such currency.
-fn money(minor: i64, code: &str) -> Option<String> {
-    let magnitude = minor.checked_abs().and_then(Amount::from_minor);
-    let sign = if minor < 0 { "-" } else { "" };
-    match (Currency::from_code(code), magnitude) {
-        (Ok(currency), Some(magnitude)) => Some(format!("{sign}{} {code}", magnitude.to_text(currency))),
-        _ => Some(format!("{minor} minor units of {code}")),
     }
 }
 
