@@ -427,7 +427,5 @@ run_tool() {
     local class=${1:-}
     [ -n "$class" ] || give_up "which tool? Such as org.apache.kafka.tools.TopicCommand"
     shift
-    # Most of them take the login by this name; console clients have one of their own.
-    local login=--command-config
-    tool_java "$class" --bootstrap-server "$(bootstrap_address)" $login "$directory/client.properties" "$@"
+    tool_java "$class" --bootstrap-server "$(bootstrap_address)" --command-config "$directory/client.properties" "$@"
 }

@@ -119,6 +119,9 @@ fn slow_an_event_over_the_topics_limit_is_withheld_with_its_wallet_until_the_lim
     assert_eq!((&parked()[0]["group"], &parked()[0]["walletId"]), (&"relay".into(), &"wordy".into()));
     until("everything else agrees", || is_proven(&serve));
     assert_eq!(held(&kafka), head(&serve) - 2);
+    let listed = run(&["dlq", "list", "--data-dir", serve.data_dir()]);
+    let told = String::from_utf8_lossy(&listed.stderr);
+    assert!(told.contains("1 wallets are withheld from the topic") && told.contains("max.message.bytes"), "{told}");
 
     limit("1048588");
     until("it is published", || held(&kafka) == head(&serve));

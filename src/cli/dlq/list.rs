@@ -54,6 +54,7 @@ pub(super) async fn list(args: &Args, database: &Database, output: &Output) -> O
         output.json(&queues)?;
         return Ok(ExitCode::SUCCESS);
     }
+    note_withheld(database, output).await?;
     if queues.is_empty() {
         output.line("Nothing is parked, by what was asked for.")?;
         return Ok(ExitCode::SUCCESS);
@@ -77,6 +78,19 @@ pub(super) async fn list(args: &Args, database: &Database, output: &Output) -> O
     output.line(table.to_string())?;
     args.paging.note_more(queues.len(), output);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the relay holds back never came as far as a group that could park it, but who looks here looks for it too.
+async fn note_withheld(database: &Database, output: &Output) -> color_eyre::Result<()> {
+    let withheld = database.relay_withheld().await?;
+    if !withheld.is_empty() {
+        output.note(format!(
+            "{} wallets are withheld from the topic, as an event of theirs is larger than it takes: `wallex lag` lists them. The \
+             relay publishes them by itself once the topic's max.message.bytes is raised",
+            withheld.len()
+        ));
+    }
+    Ok(())
 }
 
 pub(super) async fn history(args: &HistoryArgs, database: &Database, output: &Output) -> Outcome {
