@@ -8,9 +8,11 @@ use crate::log::{EventLog, LogError, Position, RecordedEvent};
 pub(crate) struct ReadAhead<L> {
     log: L,
     page: usize,
-    /// The page after a position.
-    next: Option<(Position, AbortOnDropHandle<Result<Vec<RecordedEvent>, LogError>>)>,
+    /// The page after a position, on its way.
+    next: Option<(Position, AbortOnDropHandle<Page>)>,
 }
+
+type Page = Result<Vec<RecordedEvent>, LogError>;
 
 impl<L: EventLog> ReadAhead<L> {
     /// Pages of at most so many events.
@@ -23,7 +25,7 @@ impl<L: EventLog> ReadAhead<L> {
     ///
     /// # Errors
     /// [`LogError`], as the log says it.
-    pub(crate) async fn after(&mut self, position: Position) -> Result<Vec<RecordedEvent>, LogError> {
+    pub(crate) async fn after(&mut self, position: Position) -> Page {
         let page = match self.next.take() {
             Some((after, reading)) if after == position => {
                 reading.await.map_err(|ended| LogError::Away(format!("a page was not read: {ended}")))??
