@@ -1,5 +1,12 @@
 -- Where events live in an event store of its own (KurrentDB), the log here is a copy of it: the ingest makes it.
 
+-- Where the events are, here or in an event store: whoever first starts to write puts the one row in, and nobody changes it.
+CREATE TABLE event_home (
+    singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    home       text NOT NULL CHECK (home IN ('database', 'event store')),
+    claimed_at timestamptz NOT NULL DEFAULT now()
+);
+
 -- How far the copy reaches: the last place of the event store that was looked at, moved in the transaction that copies what
 -- lies before it. Both numbers are needed to go on from there. No row: nothing was copied yet.
 CREATE TABLE ingest_checkpoint (

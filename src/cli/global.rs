@@ -8,6 +8,7 @@ use color_eyre::eyre::eyre;
 
 use crate::cli::Format;
 use crate::kafka::is_secret;
+use crate::kurrentdb::KurrentConfig;
 use crate::runtime::Config;
 
 /// Options that every verb has.
@@ -22,6 +23,12 @@ pub(super) struct Global {
     /// A PostgreSQL of your own: postgres://user:password@host:5432/database
     #[arg(long, global = true, env = "WALLEX_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     database_url: Option<String>,
+
+    /// A KurrentDB or EventStoreDB for the events: esdb://user:password@host:2113?tls=true
+    ///
+    /// Left out: the events are in the database. Where a database's events are is settled by its first start, for ever.
+    #[arg(long, global = true, env = "WALLEX_EVENT_STORE", value_name = "URL", hide_env_values = true)]
+    event_store: Option<String>,
 
     /// Kafka brokers of your own: host:port, separated by commas
     #[arg(long, global = true, env = "WALLEX_KAFKA_BROKERS", value_name = "HOST:PORT,…")]
@@ -67,11 +74,13 @@ impl Global {
             }
             kafka_properties.insert(name.to_owned(), value.to_owned());
         }
+        let event_store = self.event_store.as_deref().filter(|address| !address.is_empty());
         Ok(Config {
             data_dir: self.data_dir.clone(),
             database_url: self.database_url.clone().filter(|url| !url.is_empty()),
             kafka_brokers: self.kafka_brokers.clone().filter(|brokers| !brokers.is_empty()),
             kafka_properties,
+            event_store: event_store.map(KurrentConfig::new).transpose()?,
             ..Config::default()
         })
     }

@@ -10,7 +10,7 @@ use crate::cli::signals::stop_signal;
 use crate::cli::text::{age_text, one_line, time};
 use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
 use crate::kafka::EVENTS_TOPIC;
-use crate::lag::{GroupLag, LagProbe, LagReport, PartitionLag};
+use crate::lag::{GroupLag, InTransit, IngestLag, LagProbe, LagReport, PartitionLag};
 use crate::postgres::WithheldWallet;
 
 /// How long the broker may take to answer. Its clients are new, and a machine in trouble is slow: that is when `lag` is asked.
@@ -19,7 +19,7 @@ const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 /// Parked wallets that the table names; JSON has them all.
 const PARKED_ROWS_MAX: usize = 20;
 
-/// What is behind, and by how much: the outbox, each consumer group, parked wallets.
+/// What is behind, and by how much: the copy of an event store, the outbox, each consumer group, parked wallets.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,19 +28,23 @@ Examples:
   wallex lag --max 1000         exit code 1 if the outbox or a group has more than 1000 waiting
   wallex lag -o json | jq '.groups[] | {group, state, lag, behindMs}'
 
-States, the most urgent first: broker away, topic absent, group absent (it has no member), never committed, stuck (something \
+States, the most urgent first: store away (the event store), broker away, topic absent, group absent (it has no member), never committed, stuck (something \
 waits and nothing has moved for 30 seconds), full (no more may be parked, so partitions are paused), parked (some wallets wait for `wallex dlq`, all others go on), moving, idle.
 
 A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the database, \
 from which a group really goes on; it is known with the broker away too. `next` is the offset that belongs to it, and \
-`committed` what Kafka was told of it. --max asks for certainty: with the broker away its answer is no.")]
+`committed` what Kafka was told of it. --max asks for certainty: with the broker or the event store away its answer is no.
+
+Where the events are in an event store, the first row is the ingest, which copies them into the database; its position is the \
+store's own. At most 10,000 events beyond it are counted. A `serve` that runs here says which store that is; else name it with \
+--event-store.")]
 pub struct Args {
     /// Ask again every SECONDS (2 if left out) until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub watch: Option<u64>,
 
-    /// Exit with 1 if more than N wait in the outbox or for any group, or if the broker does not answer; with --watch, as soon
-    /// as that is so
+    /// Exit with 1 if more than N wait in the event store, in the outbox or for any group, or if the broker or the event store
+    /// does not answer; with --watch, as soon as that is so
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
     pub max: Option<i64>,
 }
@@ -50,7 +54,9 @@ pub struct Args {
 /// # Errors
 /// Where the database does not answer, or stdout cannot be written.
 pub async fn run(args: &Args, connections: &Connections, output: &Output) -> Outcome {
-    let probe = LagProbe::new(connections.database.clone(), connections.kafka.clone()).with_patience(BROKER_PATIENCE);
+    let probe = LagProbe::new(connections.database.clone(), connections.kafka.clone())
+        .with_event_store(connections.event_store.clone())
+        .with_patience(BROKER_PATIENCE);
     let Some(seconds) = args.watch else {
         let report = probe.report().await?;
         show(&report, output)?;
@@ -86,6 +92,7 @@ fn verdict(report: &LagReport, max: Option<i64>) -> ExitCode {
 fn is_above(report: &LagReport, max: i64) -> bool {
     // What lies in the topic is not known then, and not to know is no reason to say yes.
     !report.broker.connected
+        || report.ingest.as_ref().is_some_and(|ingest| ingest.is_above(max))
         || report.outbox.depth > max
         || report.groups.iter().any(|group| group.waiting(report.outbox.head) > max)
 }
@@ -103,6 +110,9 @@ fn show(report: &LagReport, output: &Output) -> color_eyre::Result<()> {
     if report.parked.len() > PARKED_ROWS_MAX {
         output.line(format!("… and {} more parked; -o json lists them", report.parked.len() - PARKED_ROWS_MAX))?;
     }
+    if let Some(ingest) = &report.ingest {
+        show_ingest(ingest, output)?;
+    }
     for withheld in report.outbox.withheld.iter().take(PARKED_ROWS_MAX) {
         let WithheldWallet { wallet_id, events, position, reason, .. } = withheld;
         output.line(format!(
@@ -119,11 +129,46 @@ fn show(report: &LagReport, output: &Output) -> color_eyre::Result<()> {
     Ok(())
 }
 
-/// A row for the outbox, for each group and for all of them.
+/// What the row of the ingest has no room for.
+fn show_ingest(ingest: &IngestLag, output: &Output) -> color_eyre::Result<()> {
+    if ingest.more {
+        output.line("ingest: more events wait in the event store than were counted")?;
+    }
+    if let Some(unmoved) = ingest.unmoved_ms {
+        output.line(format!("ingest: came on last {} ago", age_text(unmoved)))?;
+    }
+    let InTransit { transfers, oldest_age_ms } = ingest.in_transit;
+    if let Some(age) = oldest_age_ms {
+        output.line(format!(
+            "in transit: the money of {transfers} transfers, the oldest for {}; `wallex transfers --pending` lists them",
+            age_text(age)
+        ))?;
+    }
+    if let Some(error) = &ingest.store.error {
+        output.note(format!("event store: {error}"));
+    }
+    Ok(())
+}
+
+/// A row for the ingest, if there is one, for the outbox, for each group and for all of them.
 fn summary_table(report: &LagReport, output: &Output) -> Table {
     let (outbox, total) = (&report.outbox, &report.total);
+    let copying = report.ingest.as_ref().map_or(Some(0), |ingest| ingest.events);
     let mut table =
         output.table(&["what", "topic", "state", "members", "waiting", "oldest", "parked", "position", "head"]);
+    if let Some(ingest) = &report.ingest {
+        table.add_row(vec![
+            Cell::new("ingest"),
+            Cell::new("-"),
+            Cell::new(ingest.state.map_or("not known".to_owned(), |state| state.to_string())),
+            number(None),
+            number(ingest.events),
+            age(ingest.behind_ms),
+            number(None),
+            number(ingest.copied),
+            number(None),
+        ]);
+    }
     table.add_row(vec![
         Cell::new("outbox"),
         Cell::new(EVENTS_TOPIC),
@@ -153,7 +198,7 @@ fn summary_table(report: &LagReport, output: &Output) -> Table {
         Cell::new(""),
         Cell::new(total.state),
         number(None),
-        number(total.lag.map(|lag| lag + outbox.depth)),
+        number(total.lag.zip(copying).map(|(lag, events)| lag + events + outbox.depth)),
         age(total.behind_ms),
         number(Some(total.parked)),
         number(None),

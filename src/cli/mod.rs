@@ -20,6 +20,7 @@ mod target;
 mod telemetry;
 mod text;
 mod topics;
+mod transfers;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::kafka::KafkaConfig;
+use crate::kurrentdb::KurrentLog;
 use crate::postgres::Database;
 use crate::runtime::{Attachment, Config};
 
@@ -42,6 +44,8 @@ pub struct Connections {
     pub database: Database,
     /// The broker; `None` where none runs (the embedded one lives in `serve` alone).
     pub kafka: Option<KafkaConfig>,
+    /// The event store that was named, or that of the running `serve`.
+    pub event_store: Option<KurrentLog>,
     /// Where HTTP is served, such as `http://127.0.0.1:3000`; `None` where nothing serves.
     pub url: Option<String>,
 }
@@ -84,6 +88,7 @@ enum Verb {
     Project(part::ProjectArgs),
     Lag(lag::Args),
     Dlq(dlq::Args),
+    Transfers(transfers::Args),
     Status(status::Args),
     Verify(verify::Args),
     Loadtest(loadtest::Args),
@@ -162,6 +167,9 @@ async fn dispatch(arguments: Arguments, kafka: BTreeMap<String, String>) -> Outc
         Verb::Status(args) => status::run(&args, config, &output).await,
         Verb::Lag(args) => attached(config, async |connections| lag::run(&args, connections, &output).await).await,
         Verb::Dlq(args) => attached(config, async |connections| dlq::run(&args, connections, &output).await).await,
+        Verb::Transfers(args) => {
+            attached(config, async |connections| transfers::run(&args, connections, &output).await).await
+        }
         Verb::Verify(args) => {
             attached(config, async |connections| verify::run(&args, connections, &output).await).await
         }
@@ -174,6 +182,7 @@ async fn attached(config: Config, verb: impl AsyncFnOnce(&Connections) -> Outcom
     let connections = Connections {
         database: attachment.database.clone(),
         kafka: attachment.kafka.clone(),
+        event_store: attachment.event_store.clone().map(KurrentLog::new),
         url: attachment.serve.as_ref().map(|serve| serve.url.clone()).filter(|url| !url.is_empty()),
     };
     let outcome = match connections.database.check_schema().await {

@@ -16,7 +16,8 @@ Examples:
   wallex relay                                   beside the running serve of the data directory
   WALLEX_DATABASE_URL=… WALLEX_KAFKA_BROKERS=kafka:9092 wallex relay
 
-One relay is active for a log; any number may stand by and take over.")]
+One relay is active for a log; any number may stand by and take over. With --event-store it also copies the events from there \
+into the database, where nobody else does.")]
 pub(super) struct RelayArgs {}
 
 /// Keep ledger and read model, in a process of its own
@@ -121,6 +122,11 @@ async fn run(parts: Parts, config: Config, output: &Output, what: &str) -> Outco
         wallex.database().masked_url(),
         wallex.kafka().brokers
     ));
+    if let Some(store) = wallex.event_store().filter(|_| parts.relay) {
+        output.note(format!(
+            "events: in KurrentDB at {store}; they are copied into the database from here, unless another does"
+        ));
+    }
     topics::check_at_start(wallex.kafka(), *output);
     until_stopped(wallex).await
 }

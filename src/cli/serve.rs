@@ -20,6 +20,7 @@ Examples:
   wallex serve                                        everything in one process, on a database and a broker of its own
   wallex serve --listen 127.0.0.1:8080                on another port; port 0 takes a free one
   wallex serve --only http --data-dir /srv/wallex-2   one of several web processes on one database
+  wallex serve --event-store esdb://localhost:2113?tls=false   the events in a KurrentDB, and a copy of them in the database
   WALLEX_DATABASE_URL=postgres://wallex@db/wallex WALLEX_KAFKA_BROKERS=kafka:9092 wallex serve")]
 pub(super) struct Args {
     /// Where HTTP is served
@@ -76,6 +77,9 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
     };
     wallex.announce(&url)?;
     explain(output, embedded, wallex.database().masked_url(), &wallex.kafka().brokers);
+    if let Some(store) = wallex.event_store() {
+        output.note(format!("events: in KurrentDB at {store}; the database has a copy"));
+    }
     match url.as_str() {
         "" => output.note("running; stop with Ctrl-C"),
         url => output.note(format!("serving {url}; stop with Ctrl-C")),

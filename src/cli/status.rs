@@ -31,6 +31,7 @@ struct Status {
     pid: Option<u32>,
     url: Option<String>,
     database_url: Option<String>,
+    event_store: Option<String>,
     embedded_postgres: Option<bool>,
     kafka_brokers: Option<String>,
     embedded_kafka: Option<bool>,
@@ -53,6 +54,7 @@ pub(super) async fn run(_args: &Args, config: Config, output: &Output) -> Outcom
         pid: serve.as_ref().map(|serve| serve.pid),
         url: serve.as_ref().map(|serve| serve.url.clone()).filter(|url| !url.is_empty()),
         database_url: serve.as_ref().map(|serve| masked(&serve.database_url)),
+        event_store: serve.as_ref().and_then(|serve| serve.event_store.as_deref().map(masked)),
         embedded_postgres: serve.as_ref().map(|serve| serve.embedded_postgres),
         kafka_brokers: serve.as_ref().map(|serve| serve.kafka_brokers.clone()),
         embedded_kafka: serve.as_ref().map(|serve| serve.embedded_kafka),
@@ -87,6 +89,15 @@ fn show(status: &Status, output: &Output) -> std::io::Result<()> {
         ("version", status.version.clone()),
         ("data directory", Some(status.data_dir.clone())),
         ("database", status.database_url.as_ref().map(|url| format!("{url}{}", own(status.embedded_postgres)))),
+        (
+            "events",
+            Some(
+                status
+                    .event_store
+                    .as_ref()
+                    .map_or("in the database".to_owned(), |store| format!("in KurrentDB at {store}")),
+            ),
+        ),
         ("broker", status.kafka_brokers.as_ref().map(|brokers| format!("{brokers}{}", own(status.embedded_kafka)))),
     ] {
         table.add_row([what.to_owned(), is.unwrap_or_else(|| "-".to_owned())]);

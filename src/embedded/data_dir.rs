@@ -3,7 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `lock` | held (flock) by the running `serve` for as long as it lives; its text is the holder's pid |
-//! | `serve.json` | a [`ServeInfo`]: where that `serve` can be reached; mode 0600, it may hold a database password |
+//! | `serve.json` | a [`ServeInfo`]: where that `serve` can be reached; mode 0600, it may hold passwords |
 //! | `postgres/`, `postgres.log`, `socket/` | the managed cluster, see [`ManagedPostgres`](super::ManagedPostgres) |
 //!
 //! The lock is the truth and `serve.json` only a note beside it: the kernel drops the lock however its holder dies, so a
@@ -86,6 +86,9 @@ pub struct ServeInfo {
     pub url: String,
     /// The database it writes to. May hold a password: never print it unmasked.
     pub database_url: String,
+    /// The event store that it writes to, where its events are not in the database. May hold a password too.
+    #[serde(default)]
+    pub event_store: Option<String>,
     /// Kafka bootstrap servers, comma separated.
     pub kafka_brokers: String,
     /// True where that `serve` manages the database itself, so that it goes away with it.
@@ -98,7 +101,7 @@ pub struct ServeInfo {
     pub version: String,
 }
 
-/// Leaves the database URL out: it may hold a password, and debug output ends up in logs.
+/// Leaves the URLs of database and event store out: they may hold a password, and debug output ends up in logs.
 impl fmt::Debug for ServeInfo {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -364,6 +367,7 @@ mod tests {
             pid: 1,
             url: "http://127.0.0.1:3000".to_owned(),
             database_url: "postgres://wallex:s3cret@db/wallex".to_owned(),
+            event_store: Some("esdb://wallex:s3cret@events:2113".to_owned()),
             kafka_brokers: "127.0.0.1:9092".to_owned(),
             embedded_postgres: false,
             embedded_kafka: false,

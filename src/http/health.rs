@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::http::answer::ok;
 use crate::http::error::ApiError;
 use crate::http::{Shared, in_time};
-use crate::lag::{self, BROKER_TIMEOUT, LagReport, State as LagState};
+use crate::lag::{self, BROKER_TIMEOUT, IngestLag, LagReport, State as LagState};
 use crate::log::EventLog;
 use crate::postgres::RelayState;
 use crate::sequencer::{CommandError, Request};
@@ -96,6 +96,9 @@ struct KafkaBody<'a> {
     state: LagState,
     producer: Producer,
     kafka: Kafka,
+    /// Absent where the events are in the database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ingest: Option<&'a IngestLag>,
     outbox: Outbox<'a>,
     lag: Vec<Group<'a>>,
 }
@@ -141,6 +144,7 @@ pub(super) async fn kafka<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> 
         state: report.total.state,
         producer: Producer { connected },
         kafka: Kafka { status: if connected { "connected" } else { "disconnected" } },
+        ingest: report.ingest.as_ref(),
         outbox: Outbox {
             state: report.outbox.state,
             relay: report.outbox.relay.state,
@@ -168,9 +172,10 @@ pub(super) async fn kafka_stats<L: EventLog>(State(shared): State<Arc<Shared<L>>
     Ok(ok(&report(&shared).await?))
 }
 
-/// How far the relay and the projections have come. Cheap: it asks the database alone.
+/// How far the relay and the projections have come, and the copy of an event store before them. Cheap: it asks the database, and
+/// the store only where it ends.
 pub(super) async fn progress<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
-    Ok(ok(&in_time(shared.limits.health_deadline, lag::progress(&shared.api.database)).await?))
+    Ok(ok(&in_time(shared.limits.health_deadline, shared.lag.progress()).await?))
 }
 
 async fn report<L: EventLog>(shared: &Shared<L>) -> Result<LagReport, ApiError> {

@@ -70,6 +70,7 @@ use crate::http::arrival::{Arrival, Correlation, X_CORRELATION_ID, read_body};
 use crate::http::connection::{Ends, serve_connection};
 use crate::http::error::ApiError;
 use crate::kafka::KafkaConfig;
+use crate::kurrentdb::KurrentLog;
 use crate::lag::LagProbe;
 use crate::log::EventLog;
 use crate::postgres::Database;
@@ -91,6 +92,8 @@ pub struct Api<L> {
     pub database: Database,
     /// The broker that the health routes ask about; `None` where none is configured.
     pub kafka: Option<KafkaConfig>,
+    /// The event store that the health routes ask about; `None` where the events are in the database.
+    pub event_store: Option<KurrentLog>,
 }
 
 /// What every route has at hand.
@@ -112,7 +115,7 @@ pub async fn serve<L: EventLog>(
     limits: Limits,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let lag = LagProbe::new(api.database.clone(), api.kafka.clone());
+    let lag = LagProbe::new(api.database.clone(), api.kafka.clone()).with_event_store(api.event_store.clone());
     let shared = Arc::new(Shared { api, lag, limits: limits.clone() });
     let routes = TowerToHyperService::new(routes::routes(Arc::clone(&shared)));
     let ends = Ends { stop: stop.child_token(), cut: CancellationToken::new() };

@@ -49,6 +49,7 @@ pub struct Scanned {
 pub struct KurrentLog {
     connection: Arc<Connection>,
     stream_prefix: Arc<str>,
+    masked: Arc<str>,
 }
 
 impl std::fmt::Debug for KurrentLog {
@@ -60,8 +61,13 @@ impl std::fmt::Debug for KurrentLog {
 impl KurrentLog {
     /// The log at this address.
     pub fn new(config: KurrentConfig) -> Self {
-        let KurrentConfig { settings, stream_prefix, .. } = config;
-        KurrentLog { connection: Arc::new(Connection::new(settings)), stream_prefix }
+        let KurrentConfig { settings, stream_prefix, masked, .. } = config;
+        KurrentLog { connection: Arc::new(Connection::new(settings)), stream_prefix, masked }
+    }
+
+    /// Where it is, with the password masked, to show.
+    pub fn masked(&self) -> &str {
+        &self.masked
     }
 
     fn stream_name(&self, id: &WalletId) -> String {

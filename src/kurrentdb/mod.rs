@@ -1,6 +1,6 @@
 //! Events in KurrentDB, or EventStoreDB as it was called: streams `wallet-<walletId>` over its first gRPC protocol. The only room
 //! that names crate `eventstore`. Reachable by
-//! [`Config::event_store`](crate::runtime::Config::event_store), not yet from `serve`.
+//! [`Config::event_store`](crate::runtime::Config::event_store) and `wallex serve --event-store`.
 //!
 //! [`KurrentLog`] is an event log of [`Atomicity::Stream`](crate::log::Atomicity::Stream): one append writes one stream, on
 //! the condition that the stream ends where the writer saw it end. What a server and its client were seen to do decides how:
@@ -47,6 +47,7 @@ const STREAM_PREFIX: &str = "wallet-";
 #[derive(Clone)]
 pub struct KurrentConfig {
     settings: ClientSettings,
+    connection_string: Arc<str>,
     masked: Arc<str>,
     stream_prefix: Arc<str>,
 }
@@ -105,13 +106,19 @@ impl KurrentConfig {
             }
         }
         let masked = crate::postgres::masked(connection_string).into();
-        Ok(KurrentConfig { settings, masked, stream_prefix: STREAM_PREFIX.into() })
+        let connection_string = connection_string.into();
+        Ok(KurrentConfig { settings, connection_string, masked, stream_prefix: STREAM_PREFIX.into() })
     }
 
     /// The same, with another beginning of the streams' names than `wallet-`: for tests on a server that others use too.
     #[must_use]
     pub fn with_stream_prefix(self, prefix: &str) -> Self {
         KurrentConfig { stream_prefix: prefix.into(), ..self }
+    }
+
+    /// What it was read from. May hold a password: never print it unmasked.
+    pub(crate) fn connection_string(&self) -> &str {
+        &self.connection_string
     }
 
     /// The connection string with its password masked, to show.

@@ -3,9 +3,12 @@
 //! Two measures, because they fail apart. Kafka's offsets say how many records a group has still to read; the database's
 //! checkpoints say up to which position of the log a group's tables are complete. With the broker away the second is still known.
 //!
-//! Each of the outbox and the groups has a [`State`]: one word for what to look at.
+//! Where the events are in an event store, a third one stands before these: how far its copy in the database is behind it.
+//!
+//! Each of the ingest, the outbox and the groups has a [`State`]: one word for what to look at.
 
 mod behind;
+mod ingest;
 mod probe;
 mod standing;
 mod state;
@@ -19,6 +22,8 @@ use crate::log::Position;
 use crate::postgres::{Database, RelayStatus, WithheldWallet};
 
 pub(crate) use behind::EventTime;
+pub(crate) use ingest::Copied;
+pub use ingest::{INGEST_COUNT_MAX, InTransit, IngestLag, StoreProgress, StoreState};
 pub use probe::{BROKER_TIMEOUT, LagProbe};
 pub(crate) use standing::{Standing, Through};
 pub use state::{STUCK_AFTER, State};
@@ -30,8 +35,11 @@ pub const PARKED_WALLETS_MAX: usize = 1_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LagReport {
-    /// Outbox and groups together.
+    /// Ingest, outbox and groups together.
     pub total: TotalLag,
+    /// What the copy of the event store lacks; absent where the events are in the database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingest: Option<IngestLag>,
     /// What the relay has still to publish.
     pub outbox: OutboxLag,
     /// Whether the broker answered.
@@ -48,13 +56,13 @@ pub struct LagReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TotalLag {
-    /// The most urgent state of the outbox and the groups.
+    /// The most urgent state of the ingest, the outbox and the groups.
     pub state: State,
     /// Whether somebody should look, because it will not come right by just going on.
     pub needs_help: bool,
     /// Records to be read, over all groups; `None` where that is not known of each.
     pub lag: Option<i64>,
-    /// Age of the oldest event that is not published or that a group lacks, in milliseconds; `None` where there is none.
+    /// Age of the oldest event that is not copied or not published or that a group lacks, in milliseconds; `None` where there is none.
     pub behind_ms: Option<i64>,
     /// Records put aside, over all groups.
     pub parked: i64,
@@ -194,6 +202,13 @@ pub struct Progress {
     pub published: Position,
     /// The groups, by name; wallex's own are always among them.
     pub groups: Vec<GroupProgress>,
+    /// Where the events are in an event store, how far the copy of it has come: `head` above is the copy's. Absent where the
+    /// events are in the database.
+    ///
+    /// Once `copied` has come to what `head` in here was, the copy has every event that was answered before, and so has whoever is
+    /// through the copy's head of that moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_store: Option<StoreProgress>,
 }
 
 /// How far one group has come.
@@ -224,7 +239,7 @@ pub enum LagError {
     Refused(String),
 }
 
-/// How far everything has come, from the database alone.
+/// How far everything has come, from the database alone: the event store is not asked for its head.
 ///
 /// # Errors
 /// [`LagError`] where the database does not answer.

@@ -8,26 +8,34 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{Mutex, watch};
 
 use crate::kafka::{EVENTS_TOPIC, KafkaConfig, OffsetReader, Offsets};
+use crate::kurrentdb::KurrentLog;
 use crate::lag::behind::Behind;
 use crate::lag::state::{Broker, GroupFacts, OutboxFacts, Waiting, group_state, needs_help, outbox_state, state_of};
 use crate::lag::{
-    BrokerState, GroupLag, LagError, LagReport, OutboxLag, PartitionLag, Standing, State, TopicLag, TotalLag,
+    self, BrokerState, GroupLag, IngestLag, LagError, LagReport, OutboxLag, PartitionLag, Progress, Standing, State,
+    TopicLag, TotalLag, ingest,
 };
+use crate::log::EventLog;
 use crate::postgres::{Database, RelayStatus, WithheldWallet};
 use crate::projection::is_nearly_full;
 
 /// How long the broker may take over an answer before it counts as away.
 pub const BROKER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the event store may take to say where it ends, where everything else is asked of the database alone.
+const STORE_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Something to ask for the lag again and again: it keeps its clients of the broker. Clones share them.
 #[derive(Clone)]
 pub struct LagProbe {
     database: Database,
     broker: Option<Arc<Mutex<Asked>>>,
+    /// Where the events are, if they are in an event store that was named.
+    event_store: Option<KurrentLog>,
     /// The last report, and when it was asked for.
     last: Arc<watch::Sender<Option<(Instant, LagReport)>>>,
     is_asking: Arc<AtomicBool>,
-    /// How long the broker may take over an answer.
+    /// How long broker and event store may take over an answer.
     patience: Duration,
 }
 
@@ -44,13 +52,20 @@ impl LagProbe {
         LagProbe {
             database,
             broker: kafka.map(broker),
+            event_store: None,
             last: Arc::new(watch::Sender::new(None)),
             is_asking: Arc::default(),
             patience: BROKER_TIMEOUT,
         }
     }
 
-    /// Gives the broker this long for each answer: for those who ask once, with clients that have yet to connect.
+    /// Asks this event store too, where the events are in one.
+    #[must_use]
+    pub fn with_event_store(self, event_store: Option<KurrentLog>) -> Self {
+        LagProbe { event_store, ..self }
+    }
+
+    /// Gives broker and event store this long for each answer: for those who ask once, with clients that have yet to connect.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         LagProbe { patience, ..self }
@@ -73,8 +88,8 @@ impl LagProbe {
         recent.map(|(_, report)| report)
     }
 
-    /// What is behind now. A broker that is away is part of the answer, not an error; it costs up to [`BROKER_TIMEOUT`], or
-    /// what [`LagProbe::with_patience`] was told.
+    /// What is behind now. A broker or an event store that is away is part of the answer, not an error; it costs up to
+    /// [`BROKER_TIMEOUT`], or what [`LagProbe::with_patience`] was told.
     ///
     /// # Errors
     /// [`LagError`] where the database does not answer.
@@ -86,8 +101,10 @@ impl LagProbe {
             let behind = Behind::find(&self.database, &standing).await?;
             Ok::<_, LagError>((behind, self.database.parked_wallets().await?, self.database.relay().await?))
         };
-        let (from_database, offsets) = tokio::join!(from_database, self.offsets(groups));
+        let (from_database, offsets, ingest) =
+            tokio::join!(from_database, self.offsets(groups), self.ingest(&standing));
         let (behind, parked, relay) = from_database?;
+        let ingest = ingest?;
         let (offsets, broker, answered) = match offsets {
             Ok(offsets) if offsets.watermarks.is_empty() => {
                 let error = Some(format!("the broker has no topic {EVENTS_TOPIC}"));
@@ -103,10 +120,38 @@ impl LagProbe {
             Moment { standing: &standing, behind: &behind, offsets: &offsets, broker: answered, now: Utc::now() };
         let outbox = moment.outbox(relay);
         let groups: Vec<GroupLag> = standing.groups().into_iter().map(|group| moment.group(group)).collect();
-        let report =
-            LagReport { total: total(&outbox, &groups), outbox, broker, topics: vec![moment.topic()], groups, parked };
+        let total = total(ingest.as_ref(), &outbox, &groups);
+        let report = LagReport { total, ingest, outbox, broker, topics: vec![moment.topic()], groups, parked };
         self.last.send_replace(Some((asked, report.clone())));
         Ok(report)
+    }
+
+    /// How far everything has come, with the event store's head where that can be asked.
+    ///
+    /// # Errors
+    /// [`LagError`] where the database does not answer.
+    pub(crate) async fn progress(&self) -> Result<Progress, LagError> {
+        let head = async {
+            let store = self.event_store.as_ref()?;
+            tokio::time::timeout(STORE_HEAD_TIMEOUT, store.head()).await.ok()?.ok()
+        };
+        // Before the database: what is found to be copied may then be all of it.
+        let head = head.await;
+        let mut progress = lag::progress(&self.database).await?;
+        if let Some(store) = &mut progress.event_store {
+            store.head = head;
+        }
+        Ok(progress)
+    }
+
+    /// What the copy lacks, where the log is one.
+    async fn ingest(&self, standing: &Standing) -> Result<Option<IngestLag>, LagError> {
+        if !standing.is_a_copy {
+            return Ok(None);
+        }
+        let asked = ingest::ask(self.event_store.as_ref(), standing, self.patience);
+        let (asked, in_transit) = tokio::join!(asked, self.database.in_transit_now());
+        Ok(Some(ingest::ingest_lag(standing, asked, in_transit?, Utc::now())))
     }
 
     /// Asks the broker, off the runtime's threads since its client blocks. Whoever waited while somebody else asked the same
@@ -242,21 +287,24 @@ impl Moment<'_> {
     }
 }
 
-fn total(outbox: &OutboxLag, groups: &[GroupLag]) -> TotalLag {
+fn total(ingest: Option<&IngestLag>, outbox: &OutboxLag, groups: &[GroupLag]) -> TotalLag {
+    let copying = ingest.and_then(|ingest| ingest.state).unwrap_or(State::Idle);
+    let ages = ingest.and_then(|ingest| ingest.behind_ms).into_iter().chain(outbox.oldest_age_ms);
     TotalLag {
-        state: groups.iter().map(|group| group.state).fold(outbox.state, State::max),
-        needs_help: needs_help(outbox.state, outbox.state) || groups.iter().any(|group| group.needs_help),
+        state: groups.iter().map(|group| group.state).fold(outbox.state.max(copying), State::max),
+        needs_help: [copying, outbox.state].iter().any(|state| needs_help(*state, *state))
+            || groups.iter().any(|group| group.needs_help),
         lag: groups.iter().map(|group| group.lag).sum(),
-        behind_ms: groups.iter().filter_map(|group| group.behind_ms).chain(outbox.oldest_age_ms).max(),
+        behind_ms: groups.iter().filter_map(|group| group.behind_ms).chain(ages).max(),
         parked: groups.iter().map(|group| group.parked).sum(),
     }
 }
 
-fn milliseconds(duration: Duration) -> i64 {
+pub(super) fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn age_ms(since: DateTime<Utc>, now: DateTime<Utc>) -> i64 {
+pub(super) fn age_ms(since: DateTime<Utc>, now: DateTime<Utc>) -> i64 {
     // The event's time is another clock's; an event from the future is new.
     (now - since).num_milliseconds().max(0)
 }

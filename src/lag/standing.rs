@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::kafka::EVENTS_PARTITIONS;
-use crate::lag::{GroupProgress, Progress};
+use crate::lag::{Copied, GroupProgress, Progress, StoreProgress};
 use crate::log::Position;
 use crate::projection::BUILT_IN;
 
@@ -38,6 +38,10 @@ pub(crate) struct Standing {
     pub parked_max: BTreeMap<String, i64>,
     /// Groups and partitions that are paused because no more may be put aside.
     pub paused: BTreeSet<(String, i32)>,
+    /// Whether the events are in an event store, and the log is a copy.
+    pub is_a_copy: bool,
+    /// How far the copy is; `None` before its first page.
+    pub copied: Option<Copied>,
 }
 
 impl Standing {
@@ -79,7 +83,9 @@ impl Standing {
             .into_iter()
             .map(|group| GroupProgress { group: group.to_owned(), position: self.group_through(group) })
             .collect();
-        Progress { head: self.head, published: self.published, groups }
+        let copied = self.copied.map(|copied| copied.commit);
+        let event_store = self.is_a_copy.then_some(StoreProgress { head: None, copied });
+        Progress { head: self.head, published: self.published, groups, event_store }
     }
 }
 

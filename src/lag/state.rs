@@ -11,7 +11,7 @@ use crate::postgres::RelayState;
 /// group takes to be balanced anew after one of its members has died.
 pub const STUCK_AFTER: Duration = Duration::from_secs(30);
 
-/// How the outbox, a group or one partition of it stands. Where several are true it is the one to look at first: the
+/// How the ingest, the outbox, a group or one partition of it stands. Where several are true it is the one to look at first: the
 /// order here, from the least urgent to the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -34,6 +34,8 @@ pub enum State {
     TopicAbsent,
     /// The broker does not answer.
     BrokerAway,
+    /// The event store does not answer, so no command is taken either.
+    StoreAway,
 }
 
 impl fmt::Display for State {
@@ -48,6 +50,7 @@ impl fmt::Display for State {
             State::GroupAbsent => "group absent",
             State::TopicAbsent => "topic absent",
             State::BrokerAway => "broker away",
+            State::StoreAway => "store away",
         })
     }
 }
@@ -223,6 +226,7 @@ mod tests {
             (State::GroupAbsent, State::Idle, true),
             (State::TopicAbsent, State::Idle, true),
             (State::BrokerAway, State::Idle, true),
+            (State::StoreAway, State::Idle, true),
         ] {
             assert_eq!(needs_help(state, partitions), expected, "{state}, {partitions}");
         }

@@ -23,6 +23,11 @@ impl<L: EventLog> CopiedLog<L> {
     pub fn new(log: L, copy: PostgresLog) -> Self {
         CopiedLog { log, copy }
     }
+
+    /// The store without the copy.
+    pub fn store(&self) -> &L {
+        &self.log
+    }
 }
 
 impl<L: EventLog> EventLog for CopiedLog<L> {

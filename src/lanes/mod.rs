@@ -59,6 +59,7 @@ pub use copied::CopiedLog;
 use known::Known;
 pub(crate) use known::command_kind;
 pub(crate) use metadata::CommandMetadata;
+pub use pending::{PendingTransfer, pending_transfers};
 use work::{CommandWork, Work};
 
 /// How many wallets have an append under way at once.

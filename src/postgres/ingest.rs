@@ -285,7 +285,7 @@ impl Database {
                            JOIN events e ON e.position = t.debit_position
                            JOIN streams s USING (stream_id)
                           WHERE t.credit_position IS NULL AND t.seen_at <= now() - make_interval(secs => $1)
-                          ORDER BY t.seen_at LIMIT $2";
+                          ORDER BY t.seen_at, t.debit_position LIMIT $2";
         let rows = sqlx::query(statement)
             .bind(known_for.as_secs_f64())
             .bind(limit)

@@ -7,9 +7,9 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use crate::kafka::EVENTS_TOPIC;
-use crate::lag::{EventTime, LagError, PARKED_WALLETS_MAX, ParkedWallet, Standing, Through};
+use crate::lag::{Copied, EventTime, InTransit, LagError, PARKED_WALLETS_MAX, ParkedWallet, Standing, Through};
 use crate::log::Position;
-use crate::postgres::{Database, RelayStatus, WithheldWallet, is_transient};
+use crate::postgres::{Database, EventHome, RelayStatus, WithheldWallet, is_transient};
 
 fn lag_error(error: sqlx::Error) -> LagError {
     if is_transient(&error) { LagError::Away(error.to_string()) } else { LagError::Refused(error.to_string()) }
@@ -25,6 +25,11 @@ fn stand(standing: &mut Standing, row: &PgRow) -> Result<(), sqlx::Error> {
         "published" => (standing.published, standing.published_unmoved) = (position, unmoved),
         "tail" => _ = standing.tails.insert(place, position),
         "bound" => _ = standing.parked_max.insert(row.try_get("name")?, position),
+        "home" => standing.is_a_copy = EventHome::is_event_store(&row.try_get::<String, _>("name")?),
+        "copied" => {
+            let prepare: Option<i64> = row.try_get("next_offset")?;
+            standing.copied = Some(Copied { commit: position, prepare: prepare.unwrap_or(position), unmoved });
+        }
         "paused" => _ = standing.paused.insert((row.try_get("name")?, place)),
         "parked" => _ = standing.parked.insert(row.try_get("name")?, position),
         _ => {
@@ -48,6 +53,10 @@ impl Database {
                    UNION ALL SELECT 'bound', projection, 0, parked_max, NULL, 0 FROM parked_bounds
                    UNION ALL SELECT 'paused', projection, partition, position, NULL, 0
                                FROM projection_checkpoints WHERE paused_since IS NOT NULL
+                   UNION ALL SELECT 'home', home, 0, 0, NULL, 0 FROM event_home
+                   UNION ALL SELECT 'copied', '', 0, commit_position, prepare_position,
+                                    (extract(epoch FROM now() - moved_at) * 1000)::bigint
+                               FROM ingest_checkpoint
                    UNION ALL SELECT 'checkpoint', projection, partition, position, next_offset,
                                     (extract(epoch FROM now() - moved_at) * 1000)::bigint
                                FROM projection_checkpoints";
@@ -63,6 +72,15 @@ impl Database {
     pub(crate) async fn relay(&self) -> Result<(RelayStatus, Vec<WithheldWallet>), LagError> {
         let status = self.relay_status().await.map_err(lag_error)?;
         Ok((status, self.relay_withheld().await.map_err(lag_error)?))
+    }
+
+    /// How many transfers are in transit, and for how long the oldest has been, by the clock that wrote the times.
+    pub(crate) async fn in_transit_now(&self) -> Result<InTransit, LagError> {
+        let statement = "SELECT count(*), max((extract(epoch FROM now() - e.recorded_at) * 1000)::bigint)
+                           FROM stream_transfers t JOIN events e ON e.position = t.debit_position
+                          WHERE t.credit_position IS NULL";
+        let found: (i64, Option<i64>) = sqlx::query_as(statement).fetch_one(self.pool()).await.map_err(lag_error)?;
+        Ok(InTransit { transfers: found.0, oldest_age_ms: found.1.map(|age| age.max(0)) })
     }
 
     /// When the first event after a position was recorded.

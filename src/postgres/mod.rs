@@ -5,6 +5,7 @@ use std::time::Duration;
 
 mod checkpoint;
 mod dead_letters;
+mod home;
 mod ingest;
 mod lag;
 mod ledger;
@@ -28,6 +29,7 @@ pub(crate) use checkpoint::{
 pub(crate) use dead_letters::{
     discard, events_at, lock_queue, note_deed, note_failure, queue_beginning, queue_length, unpark,
 };
+pub use home::EventHome;
 pub(crate) use ingest::{CopiedEvent, CopyError, IngestSession, StorePlace, TransferLeg};
 pub use ledger::LedgerEntry;
 pub(crate) use ledger::insert_ledger_entries;

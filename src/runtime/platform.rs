@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::embedded::{BrokerError, DataDir, DataDirError, EmbeddedBroker, ManagedPostgres, PostgresError, ServeInfo};
 use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, PropertyError};
+use crate::kurrentdb::{KurrentConfig, KurrentConfigError};
 use crate::postgres::{Database, DatabaseError};
 use crate::runtime::Config;
 
@@ -44,16 +45,19 @@ pub enum OpenError {
     NoBroker,
     /// The database holds the events itself, and an event store was named.
     #[error(
-        "the events of this database are in the database itself; another event store would begin without them. Leave the \
-         event store out, or name an empty database"
+        "the events of this database are in the database itself; another event store would begin without them. Leave \
+         --event-store or WALLEX_EVENT_STORE out, or name an empty database"
     )]
     EventsAreHere,
     /// The database holds a copy of an event store, and none was named.
     #[error(
         "the events of this database are in an event store, of which it holds a copy; what was written here would be missing \
-         there. Name the event store"
+         there. Name that event store with --event-store or WALLEX_EVENT_STORE"
     )]
     EventsAreElsewhere,
+    /// The event store.
+    #[error(transparent)]
+    EventStore(#[from] KurrentConfigError),
     /// Where the events are could not be found out.
     #[error("the database did not say where its events are: {0}")]
     Log(String),
@@ -69,6 +73,7 @@ pub struct Platform {
     postgres: Option<ManagedPostgres>,
     broker: Option<EmbeddedBroker>,
     database_url: String,
+    event_store: Option<KurrentConfig>,
     /// The database, migrated.
     pub(crate) database: Database,
     /// The broker.
@@ -106,7 +111,8 @@ impl Platform {
             (None, None) => String::new(),
         };
         let kafka = kafka_of(config, brokers, broker.is_some());
-        Ok(Platform { data_dir, postgres, broker, database_url, database, kafka })
+        let event_store = config.event_store.clone();
+        Ok(Platform { data_dir, postgres, broker, database_url, event_store, database, kafka })
     }
 
     /// Leaves a note in the data directory by which other commands find this process.
@@ -118,6 +124,7 @@ impl Platform {
             pid: std::process::id(),
             url: url.to_owned(),
             database_url: self.database_url.clone(),
+            event_store: self.event_store.as_ref().map(|store| store.connection_string().to_owned()),
             kafka_brokers: self.kafka.brokers.clone(),
             embedded_postgres: self.postgres.is_some(),
             embedded_kafka: self.broker.is_some(),
@@ -147,6 +154,8 @@ pub struct Attachment {
     pub database: Database,
     /// The broker; `None` where none runs, as the embedded one runs in `serve` alone.
     pub kafka: Option<KafkaConfig>,
+    /// The event store; `None` where none is named and the running `serve`, if there is one, has none either.
+    pub event_store: Option<KurrentConfig>,
     /// The running `serve`, if one was found.
     pub serve: Option<ServeInfo>,
     /// What was started because nothing ran.
@@ -163,10 +172,11 @@ impl Attachment {
         let path = DataDir::resolve(config.data_dir.clone())?;
         let serve = DataDir::find_running(&path)?;
         let kafka = broker_of(config, serve.as_ref())?;
+        let event_store = event_store_of(config, serve.as_ref())?;
         let url = config.database_url.clone().or(serve.as_ref().map(|serve| serve.database_url.clone()));
         if let Some(url) = url {
             let database = Database::connect(&url, CONNECTIONS_MAX).await?;
-            return Ok(Attachment { database, kafka, serve, platform: None });
+            return Ok(Attachment { database, kafka, event_store, serve, platform: None });
         }
         if !has_cluster(&path) {
             return Err(OpenError::NothingThere(path.display().to_string()));
@@ -180,10 +190,11 @@ impl Attachment {
             postgres: Some(postgres),
             broker: None,
             database_url,
+            event_store: None,
             database: database.clone(),
             kafka: KafkaConfig::new(""),
         };
-        Ok(Attachment { database, kafka, serve: None, platform: Some(platform) })
+        Ok(Attachment { database, kafka, event_store, serve: None, platform: Some(platform) })
     }
 
     /// The broker alone, for a command that needs no database.
@@ -215,6 +226,15 @@ fn broker_of(config: &Config, serve: Option<&ServeInfo>) -> Result<Option<KafkaC
     let kafka = kafka_of(config, brokers, embedded);
     kafka.check()?;
     Ok(Some(kafka))
+}
+
+/// The event store that is named, or else that of the running `serve`.
+fn event_store_of(config: &Config, serve: Option<&ServeInfo>) -> Result<Option<KurrentConfig>, OpenError> {
+    let found = || serve.and_then(|serve| serve.event_store.as_deref());
+    match &config.event_store {
+        Some(named) => Ok(Some(named.clone())),
+        None => Ok(found().map(KurrentConfig::new).transpose()?),
+    }
 }
 
 fn kafka_of(config: &Config, brokers: String, embedded: bool) -> KafkaConfig {

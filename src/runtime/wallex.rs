@@ -14,7 +14,7 @@ use crate::kurrentdb::KurrentLog;
 use crate::lag::{self, LagError};
 use crate::lanes::{CopiedLog, Lanes};
 use crate::log::{EventLog, LogError, Position, PostgresLog, ViewError, WalletView, read_wallet};
-use crate::postgres::Database;
+use crate::postgres::{Database, EventHome};
 use crate::projection::{
     BUILT_IN, LedgerProjection, PARKED_MAX, Projection, ProjectionRunner, ReadModelProjection, RunnerOptions,
 };
@@ -31,17 +31,31 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// How often [`Wallex::projected`] looks: progress is made in other tasks or processes, which do not tell.
 const PROGRESS_POLL: Duration = Duration::from_millis(5);
 
-/// Refuses a write path that would leave out what is there: events have one home, for ever.
-async fn check_where_events_are(config: &Config, database: &Database) -> Result<(), OpenError> {
-    let failed = |error: LogError| OpenError::Log(error.to_string());
-    let is_a_copy = database.ingested().await.map_err(failed)?.is_some();
-    match config.event_store {
-        Some(_) if !is_a_copy && PostgresLog::new(database.clone()).head().await.map_err(failed)? > 0 => {
-            Err(OpenError::EventsAreHere)
-        }
-        None if is_a_copy => Err(OpenError::EventsAreElsewhere),
-        _ => Ok(()),
+/// Events have one home, for ever: whoever writes first, commands or a copy, settles which, and who would write elsewhere is
+/// refused.
+async fn claim_home(config: &Config, database: &Database) -> Result<(), OpenError> {
+    let wanted = match config.event_store {
+        Some(_) => EventHome::EventStore,
+        None => EventHome::Database,
+    };
+    let copies = config.parts.relay && config.event_store.is_some();
+    if !(config.parts.commands || copies) {
+        return Ok(());
     }
+    let home = database.claim_event_home(wanted).await.map_err(|error| OpenError::Log(error.to_string()))?;
+    match home {
+        _ if home == wanted => Ok(()),
+        EventHome::Database => Err(OpenError::EventsAreHere),
+        EventHome::EventStore => Err(OpenError::EventsAreElsewhere),
+    }
+}
+
+/// The same on a database whose schema is somebody else's to bring up to date.
+async fn claim_attached(config: &Config, database: &Database) -> Result<(), OpenError> {
+    if config.event_store.is_some() {
+        database.check_schema().await?;
+    }
+    claim_home(config, database).await
 }
 
 /// A running wallex. [`Wallex::open`] starts it, [`Wallex::close`] ends it in order.
@@ -95,9 +109,7 @@ impl Wallex {
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let platform = Platform::start(&config).await?;
         let (database, kafka) = (platform.database.clone(), platform.kafka.clone());
-        if config.parts.commands
-            && let Err(error) = check_where_events_are(&config, &database).await
-        {
+        if let Err(error) = claim_home(&config, &database).await {
             platform.stop().await;
             return Err(error);
         }
@@ -117,6 +129,11 @@ impl Wallex {
             return Err(OpenError::NoBroker);
         };
         let database = attachment.database.clone();
+        let config = Config { event_store: attachment.event_store.clone(), ..config };
+        if let Err(error) = claim_attached(&config, &database).await {
+            attachment.close().await;
+            return Err(error);
+        }
         Ok(Self::assemble(&config, database, kafka, true, Foundation::Attached(Box::new(attachment))))
     }
 
@@ -319,11 +336,12 @@ impl Wallex {
         let (database, kafka) = (self.database.clone(), Some(self.kafka.clone()));
         match self.store.clone() {
             Some(log) => {
-                let api = Api { commands, log, database, kafka };
+                let event_store = Some(log.store().clone());
+                let api = Api { commands, log, database, kafka, event_store };
                 self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
             }
             None => {
-                let api = Api { commands, log: self.log.clone(), database, kafka };
+                let api = Api { commands, log: self.log.clone(), database, kafka, event_store: None };
                 self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
             }
         }
@@ -350,6 +368,12 @@ impl Wallex {
     /// The broker, for consumers of one's own.
     pub fn kafka(&self) -> &KafkaConfig {
         &self.kafka
+    }
+
+    /// The event store's address with its password masked, to show; `None` where the events are in the database, and in a process
+    /// that was told of none.
+    pub fn event_store(&self) -> Option<&str> {
+        self.store.as_ref().map(|store| store.store().masked())
     }
 
     /// Waits until a part ends though nobody asked it to: then this wallex is no longer whole and should be closed.

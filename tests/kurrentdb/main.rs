@@ -3,10 +3,13 @@
 
 #[path = "../kurrentdb_server/mod.rs"]
 mod kurrentdb_server;
+#[path = "../process/mod.rs"]
+mod process;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod copy;
+mod lag;
 mod lanes;
 mod rounds;
 mod server;

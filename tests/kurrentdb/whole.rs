@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use wallex::kurrentdb::KurrentConfig;
+use wallex::postgres::EventHome;
 use wallex::sequencer::CommandError;
 use wallex::verify::Proof;
 use wallex::wallet::Command;
@@ -73,7 +74,7 @@ async fn everything_downstream_is_as_without_an_event_store_and_proven() {
 
     // What it stands for is refused where it would be left out.
     let refused = Wallex::open(config(&world, &directory, false)).await.err().expect("a refusal").to_string();
-    assert!(refused.contains("Name the event store"), "{refused}");
+    assert!(refused.contains("Name that event store with --event-store"), "{refused}");
     let again = Wallex::open(config(&world, &directory, true)).await.expect("a wallex");
     let rejected = again.execute(opening("w0", 0)).await;
     assert!(matches!(rejected, Err(CommandError::Rejected(_))), "it knows what was there");
@@ -90,4 +91,22 @@ async fn a_database_that_holds_its_events_itself_takes_no_event_store() {
     let refused = Wallex::open(config(&world, &directory, true)).await.err().expect("a refusal").to_string();
     assert!(refused.contains("the events of this database are in the database itself"), "{refused}");
     assert!(world.store.log().is_empty());
+}
+
+/// Nothing is written, so that only the claim itself can tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_first_starts_at_once_one_settles_where_the_events_are() {
+    for _ in 0..5 {
+        let world = World::new().await;
+        let rooms = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
+        let (with, without) =
+            tokio::join!(Wallex::open(config(&world, &rooms[0], true)), Wallex::open(config(&world, &rooms[1], false)));
+        assert_ne!(with.is_ok(), without.is_ok(), "one home");
+        let home = world.database.database.event_home().await.expect("an answer").expect("a home");
+        let expected = if with.is_ok() { EventHome::EventStore } else { EventHome::Database };
+        assert_eq!(home, expected);
+        for opened in [with, without].into_iter().flatten() {
+            opened.close().await;
+        }
+    }
 }

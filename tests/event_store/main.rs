@@ -1,0 +1,11 @@
+//! The real `wallex`, with its events in a KurrentDB: options, reports, a load test, and processes that are killed between the legs
+//! of transfers.
+
+#[path = "../kurrentdb_server/mod.rs"]
+mod kurrentdb_server;
+#[path = "../crash/load.rs"]
+mod load;
+#[path = "../process/mod.rs"]
+mod process;
+
+mod shell;
