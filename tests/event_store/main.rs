@@ -8,4 +8,5 @@ mod load;
 #[path = "../process/mod.rs"]
 mod process;
 
+mod loadtest;
 mod shell;

@@ -1,0 +1,29 @@
+//! The load test over an event store: it waits until everything that was answered has been copied and projected, and proves it.
+
+use serde_json::Value;
+
+use crate::kurrentdb_server::KurrentServer;
+use crate::process::{Serve, room, run};
+
+fn proven(wallets: &str, operations: &str) {
+    let (room, store) = (room(), KurrentServer::start());
+    let serve = Serve::start_with(&room.path().join("data"), &["--event-store", &store.connection_string()]);
+    let load = ["loadtest", "--wallets", wallets, "--operations", operations, "--workers", "20", "--seed", "7"];
+    let output = run(&[&load[..], &["-o", "json", "--data-dir", serve.data_dir()]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    println!("{report:#}");
+    assert!(output.status.success(), "{said}");
+    assert_eq!((&report["failures"], &report["proof"]["ok"]), (&0.into(), &true.into()));
+    assert!(report["drainedOpsPerSecond"].as_f64().is_some_and(|rate| rate > 0.0), "drained");
+}
+
+#[test]
+fn a_load_is_drained_and_proven() {
+    proven("20", "300");
+}
+
+#[test]
+fn slow_a_larger_load_is_drained_and_proven() {
+    proven("200", "4000");
+}
