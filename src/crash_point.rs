@@ -29,10 +29,12 @@ pub(crate) enum CrashPoint {
     Revoked,
     /// Events of a replay are applied and let go, and that is not committed.
     InReplay,
+    /// The paying leg of a transfer is durable in the event store, and the receiving one is not sent yet.
+    BetweenLegs,
 }
 
 impl CrashPoint {
-    const ALL: [CrashPoint; 7] = [
+    const ALL: [CrashPoint; 8] = [
         CrashPoint::BeforeSend,
         CrashPoint::AfterSend,
         CrashPoint::BeforeCheckpoint,
@@ -40,6 +42,7 @@ impl CrashPoint {
         CrashPoint::Assigned,
         CrashPoint::Revoked,
         CrashPoint::InReplay,
+        CrashPoint::BetweenLegs,
     ];
 
     fn name(self) -> &'static str {
@@ -51,6 +54,7 @@ impl CrashPoint {
             CrashPoint::Assigned => "assigned",
             CrashPoint::Revoked => "revoked",
             CrashPoint::InReplay => "in-replay",
+            CrashPoint::BetweenLegs => "between-legs",
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use chrono::{SubsecRound, Utc};
 use uuid::Uuid;
 
+use crate::crash_point::CrashPoint;
 use crate::lanes::Shared;
 use crate::lanes::decide::{Copied, Deciding, Place, Verdict, leg_of, return_id};
 use crate::lanes::known::{Known, described};
@@ -316,6 +317,7 @@ impl<L: EventLog> Lane<L> {
                 reply(command.job, answer);
             }
             (Work::Command(command), Verdict::Debited { payer, leg }) => {
+                CrashPoint::BetweenLegs.pass();
                 let outcome = Outcome::Transferred {
                     transfer_id: leg.transfer_id,
                     from_wallet: *payer,

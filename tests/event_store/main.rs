@@ -9,4 +9,5 @@ mod load;
 mod process;
 
 mod loadtest;
+mod rounds;
 mod shell;

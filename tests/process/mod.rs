@@ -88,6 +88,11 @@ impl Serve {
         self.child.wait().expect("its end");
     }
 
+    /// Waits until it has killed itself at a place of `src/crash_point.rs`; any other end, or none, is a failure.
+    pub async fn until_killed(mut self, patience: Duration) {
+        until_killed(&mut self.child, patience).await;
+    }
+
     /// Sends a signal and waits for the end; the exit code, or 128 and the signal that ended it.
     pub fn stop(mut self, signal: Signal) -> i32 {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("a signal");
@@ -145,16 +150,7 @@ impl Part {
 
     /// Waits until it has killed itself; any other end, or none, is a failure.
     pub async fn until_killed(mut self, patience: Duration) {
-        let waiting = async {
-            loop {
-                match self.child.try_wait().expect("its state") {
-                    Some(status) => break status,
-                    None => tokio::time::sleep(Duration::from_millis(20)).await,
-                }
-            }
-        };
-        let status = tokio::time::timeout(patience, waiting).await.expect("it comes to the place where it crashes");
-        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+        until_killed(&mut self.child, patience).await;
     }
 }
 
@@ -164,4 +160,17 @@ impl Drop for Part {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+async fn until_killed(child: &mut Child, patience: Duration) {
+    let waiting = async {
+        loop {
+            match child.try_wait().expect("its state") {
+                Some(status) => break status,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let status = tokio::time::timeout(patience, waiting).await.expect("it comes to the place where it crashes");
+    assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
 }

@@ -1,0 +1,87 @@
+//! Rounds of load in which `serve` is killed between the legs of transfers, or at any other time, and the event store fails in every
+//! way that it has: everything that was acknowledged is there once, and at rest no money is on its way.
+//!
+//! `CRASH_ROUNDS` says how many rounds, a few else; `CRASH_SEED` draws the same again.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::kurrentdb_server::{AppendFault, KurrentServer};
+use crate::load::{Callers, Load};
+use crate::process::{Serve, room, wallex};
+use crate::shell::until_at_rest;
+
+/// How long a `serve` under load may take to come to the place where it dies.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// After so many rounds all comes to rest, so that what does not is noticed near its cause.
+const REST_EVERY: u64 = 10;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// A `serve` that dies between the legs of its `passes`th transfer.
+fn start_to_crash(data_dir: &Path, event_store: &str, passes: u64) -> Serve {
+    let mut command = wallex(&["serve", "--listen", "127.0.0.1:0", "--log", "error", "--event-store", event_store]);
+    command.env("WALLEX_CRASH_AT", format!("between-legs:{passes}")).stderr(Stdio::null());
+    Serve::start_as(data_dir, command)
+}
+
+/// Something goes wrong with the store, or nothing.
+fn disturb(store: &mut KurrentServer, random: &mut ChaCha8Rng) {
+    match random.random_range(0..6) {
+        0 => store.fail_next_append(AppendFault::CutBefore),
+        1 => store.fail_next_append(AppendFault::CutAfter),
+        2 => store.cut_connections(),
+        3 => {
+            store.kill();
+            store.start_again();
+        }
+        4 => store.answer_after(Duration::from_millis(random.random_range(0..5))),
+        _ => store.answer_after(Duration::ZERO),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_a_serve_killed_between_the_legs_again_and_again_loses_and_doubles_nothing() {
+    let seed = number("CRASH_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let rounds = number("CRASH_ROUNDS").unwrap_or(6);
+    let (room, mut store) = (room(), KurrentServer::start());
+    let (data_dir, event_store) = (room.path().join("data"), store.connection_string());
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let start = || Serve::start_with(&data_dir, &["--event-store", &event_store]);
+    let mut serve = start();
+    let mut load = Load::start(seed, Callers::Patient, vec![serve.info.url.clone()]).await;
+    let mut between_legs = 0;
+    for round in 1..=rounds {
+        load.until_acknowledged(random.random_range(1..60)).await;
+        disturb(&mut store, &mut random);
+        serve.kill();
+        if random.random_range(0..3) > 0 {
+            serve = start_to_crash(&data_dir, &event_store, random.random_range(1..30));
+            load.call_at(vec![serve.info.url.clone()]);
+            disturb(&mut store, &mut random);
+            serve.until_killed(PATIENCE).await;
+            between_legs += 1;
+        }
+        serve = start();
+        load.call_at(vec![serve.info.url.clone()]);
+        if round % REST_EVERY == 0 {
+            let _held = load.pause().await;
+            until_at_rest(&serve).await;
+        }
+    }
+    load.until_acknowledged(50).await;
+    load.end().await;
+    until_at_rest(&serve).await;
+    println!("{rounds} rounds, {between_legs} of them between the legs; {} events in the store", store.log().len());
+    load.prove(&serve).await;
+    // What the store holds is what the copy was made of.
+    let wallets = store.log().iter().filter(|kept| kept.stream.starts_with("wallet-")).count() as i64;
+    let head = crate::load::get(&serve, "/health/progress").await["head"].as_i64();
+    assert_eq!(head, Some(wallets), "each event was copied once");
+}
