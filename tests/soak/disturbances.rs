@@ -125,8 +125,13 @@ pub async fn disturb(system: &mut System, what: Disturbance, random: &mut impl R
     let choice: usize = random.random_range(0..1_000);
     match what {
         Disturbance::Kill(role) | Disturbance::Stop(role) | Disturbance::Halt(role) => {
+            let active = if role == Role::Relay { active_relay(system).await } else { None };
             let mut of_role: Vec<_> = system.members.iter_mut().filter(|member| member.role == role).collect();
-            let chosen = choice % of_role.len();
+            let active = of_role.iter().position(|member| active.is_some() && member.pid() == active);
+            let chosen = match active {
+                Some(active) if !choice.is_multiple_of(4) => active,
+                _ => choice % of_role.len(),
+            };
             let others_go_on = of_role.iter().enumerate().any(|(at, member)| at != chosen && !member.is_halted());
             let member = &mut of_role[chosen];
             match what {
@@ -178,6 +183,14 @@ pub async fn disturb(system: &mut System, what: Disturbance, random: &mut impl R
         }
         _ => format!("({what}: not now)"),
     }
+}
+
+/// The process of the relay that is at work, as far as the database says. To disturb the one that stands by disturbs nobody.
+async fn active_relay(system: &System) -> Option<u32> {
+    let asked = sqlx::query_scalar("SELECT holder FROM relay_status").fetch_one(system.database.pool()).await;
+    let holder: Option<String> = asked.ok()?;
+    // Such as "process 4145 on host".
+    holder?.split(' ').nth(1)?.parse().ok()
 }
 
 /// Nothing is refused any more, and what was is applied. Somebody may be killed meanwhile, so this need not succeed.

@@ -47,6 +47,11 @@ impl Member {
         (self.child, self.halted_until) = (Some(child), None);
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     fn signal(&self, signal: Signal) {
         let Some(child) = &self.child else { return };
         // It may have ended already, which is for `tend` to see.
