@@ -11,6 +11,11 @@ use thiserror::Error;
 
 /// The longest amount text that is looked at: `i64::MAX` has 19 digits, so anything longer is refused unread.
 const AMOUNT_TEXT_BYTES_MAX: usize = 40;
+/// How many significant digits of a decimal a binary floating point number of 64 bits holds for certain.
+const FLOAT_DIGITS: i64 = 15;
+/// How many digits behind the minor unit are looked at in a number that went through such arithmetic: a difference of two amounts
+/// has its noise behind the point, however few digits it has itself.
+const NOISE_FREE_DIGITS: i64 = 6;
 
 /// An ISO 4217 currency that has minor units. Its digits come from the `iso_currency` crate's table.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -151,6 +156,23 @@ impl Amount {
         decimal.to_minor_units(currency)
     }
 
+    /// Reads what a program that counts in binary floating point numbers has written: what [`Amount::parse`] reads, and besides
+    /// what is off a whole number of minor units by no more than such arithmetic leaves. 0.1 + 0.2 is written
+    /// `0.30000000000000004` there, and is 0.30; `10.005` is no amount in USD.
+    ///
+    /// What is left out lies behind the 15th significant digit, or behind the 6th after the minor unit. No float is made on the way.
+    ///
+    /// # Errors
+    /// As [`Amount::parse`]; [`MoneyError::TooPrecise`] too where so little of the number is certain that its minor units are not.
+    pub fn parse_float(text: &str, currency: Currency) -> Result<Self, MoneyError> {
+        match Self::parse(text, currency) {
+            Err(too_precise @ MoneyError::TooPrecise { .. }) => {
+                Decimal::scan(text)?.without_noise(currency).ok_or(too_precise)
+            }
+            read => read,
+        }
+    }
+
     /// Decimal text with exactly the currency's digits: `10.00` USD, `10` JPY, `10.000` BHD.
     pub fn to_text(self, currency: Currency) -> String {
         let digits = currency.digits();
@@ -234,6 +256,26 @@ impl<'a> Decimal<'a> {
                 .ok_or_else(too_large)?;
         }
         Ok(Amount(minor))
+    }
+
+    /// The whole number of minor units that is left when what is no certain digit of a float is rounded away; `None` where there
+    /// is none, or it is nothing.
+    fn without_noise(&self, currency: Currency) -> Option<Amount> {
+        let mantissa = || self.integer.iter().chain(self.fraction).map(|digit| digit - b'0');
+        let leading_zeros = mantissa().take_while(|digit| *digit == 0).count();
+        let significant = || mantissa().skip(leading_zeros);
+        // How many of the significant digits stand for whole minor units, and how many are certain.
+        let whole =
+            self.integer.len() as i64 + i64::from(self.exponent) - leading_zeros as i64 + i64::from(currency.digits());
+        let certain = FLOAT_DIGITS.min(whole + NOISE_FREE_DIGITS);
+        // No more than the digits that are looked at behind the minor unit.
+        let behind = u32::try_from(certain - whole).ok()?;
+        let certain = usize::try_from(certain).ok()?;
+        let padded = significant().chain(std::iter::repeat(0)).take(certain);
+        let number = padded.fold(0_i64, |sum, digit| sum * 10 + i64::from(digit));
+        let rounded = number + i64::from(significant().nth(certain).is_some_and(|digit| digit >= 5));
+        let scale = 10_i64.pow(behind);
+        (rounded % scale == 0).then_some(Amount(rounded / scale)).filter(|amount| !amount.is_zero())
     }
 }
 
@@ -325,6 +367,47 @@ mod tests {
     }
 
     #[test]
+    fn reads_what_floats_have_left_exactly() {
+        let float = |text: &str, code: &str| Amount::parse_float(text, currency(code)).map(Amount::minor);
+        for (text, minor) in [
+            ("0.30000000000000004", 30),
+            ("0.7999999999999999", 80),
+            ("900.0000000000001", 90_000),
+            ("9.99999999999998", 1_000),
+            ("0.09999999999999432", 10),
+            ("0.00999999999999999", 1),
+            ("1234567890.3000002", 123_456_789_030),
+            ("3.0000000000000004e-1", 30),
+            ("10.500", 1_050),
+            ("90071992547409.92", 9_007_199_254_740_992),
+            ("0", 0),
+        ] {
+            assert_eq!(float(text, "USD"), Ok(minor), "{text}");
+        }
+        assert_eq!(float("0.30000000000000004", "BHD"), Ok(300));
+        assert_eq!(float("0.9999999999999999", "JPY"), Ok(1));
+        for text in [
+            "10.005",
+            "0.001",
+            "0.30500000000000005",
+            "10.00000833333333",
+            "10.00000001",
+            // Less than the smallest amount, however much less.
+            "1e-9",
+            "1e-300",
+            "4.9e-324",
+            // Beyond 15 digits a float does not hold cents.
+            "12345678901234.572",
+        ] {
+            assert!(matches!(float(text, "USD"), Err(MoneyError::TooPrecise { .. })), "{text}");
+        }
+        for (text, error) in [("-0.30000000000000004", MoneyError::Negative), ("null", MoneyError::NotANumber)] {
+            assert_eq!(float(text, "USD"), Err(error), "{text}");
+        }
+        assert!(matches!(float("1e+21", "USD"), Err(MoneyError::TooLarge { .. })));
+    }
+
+    #[test]
     fn refuses_negatives_and_negative_zero() {
         assert_eq!(minor("-1", "USD"), Err(MoneyError::Negative));
         assert_eq!(minor("-0", "USD"), Err(MoneyError::Negative));
@@ -388,6 +471,42 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused_without_a_panic(text in "[-+0-9.eE]{0,50}|.{0,20}") {
             let _ = Amount::parse(&text, Currency::USD);
+            let _ = Amount::parse_float(&text, Currency::USD);
+        }
+
+        #[test]
+        #[expect(clippy::float_arithmetic, reason = "the very arithmetic whose traces are to be read")]
+        fn whatever_floats_make_of_cents_is_read_as_those_cents(
+            large in 0..10_000_000_000_000_i64, other in 0..10_000_000_000_000_i64,
+            small in 0..1_000_000_000_i64, less in 0..1_000_000_000_i64,
+            many in proptest::collection::vec(1..100_000_i64, 1..100), times in 1..1_000_i64,
+        ) {
+            let major = |minor: i64| minor as f64 / 100.0;
+            // JSON's numbers know no more digits than it takes to tell the float from its neighbours; nor do these.
+            let read = |float: f64| Amount::parse_float(&float.to_string(), Currency::USD).map(Amount::minor);
+            proptest::prop_assert_eq!(read(major(large) + major(other)), Ok(large + other));
+            let (small, less) = (small.max(less), small.min(less));
+            let difference = major(small) - major(less);
+            proptest::prop_assert_eq!(read(difference), Ok(small - less));
+            proptest::prop_assert_eq!(read(major(small) * times as f64), Ok(small * times));
+            let sum = many.iter().fold(0.0, |sum, minor| sum + major(*minor));
+            proptest::prop_assert_eq!(read(sum), Ok(many.iter().sum::<i64>()));
+        }
+
+        #[test]
+        fn what_somebody_wrote_with_more_decimals_is_never_rounded(
+            minor_units in 0..1_000_000_000_i64, tail in "[0-9]{0,5}[1-9]"
+        ) {
+            let text = format!("{}{tail}", Amount(minor_units).to_text(Currency::USD));
+            let read = Amount::parse_float(&text, Currency::USD);
+            let is_refused = matches!(read, Err(MoneyError::TooPrecise { .. }));
+            proptest::prop_assert!(is_refused, "{} was read as {:?}", text, read);
+        }
+
+        #[test]
+        fn what_is_exact_is_read_alike(minor_units in 0..=i64::MAX) {
+            let text = Amount(minor_units).to_text(Currency::USD);
+            proptest::prop_assert_eq!(Amount::parse_float(&text, Currency::USD), Ok(Amount(minor_units)));
         }
     }
 }

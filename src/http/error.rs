@@ -17,7 +17,7 @@ use crate::log::{LogError, ViewError};
 use crate::money::MoneyError;
 use crate::postgres::queries::QueryError;
 use crate::sequencer::CommandError;
-use crate::wallet::{IdentifierError, Rejection};
+use crate::wallet::{EventError, IdentifierError, Rejection};
 
 /// The longest message, in characters: what a client sent is quoted in some of them.
 const MESSAGE_CHARACTERS_MAX: usize = 400;
@@ -42,6 +42,8 @@ pub(super) mod code {
     pub(crate) const IDEMPOTENCY_KEY_REUSED: &str = "IDEMPOTENCY_KEY_REUSED";
     /// 500: something is wrong on our side, and a retry will not help.
     pub(crate) const INTERNAL: &str = "INTERNAL";
+    /// 500: the wallet's history cannot be read, and a retry will not help.
+    pub(crate) const WALLET_UNREADABLE: &str = "WALLET_UNREADABLE";
     /// 503: too many commands are waiting; nothing was done.
     pub(crate) const BUSY: &str = "BUSY";
     /// 503: the store did not answer in time.
@@ -86,6 +88,12 @@ impl ApiError {
     /// 503 UNAVAILABLE for a read, with `Retry-After`.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code::UNAVAILABLE, message).after(Duration::from_secs(1))
+    }
+
+    /// 500 WALLET_UNREADABLE. It is about what the wallet's own history says, so its owner may be told.
+    fn unreadable(message: &str) -> Self {
+        tracing::error!(message, "a request was answered with 500");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::WALLET_UNREADABLE, message)
     }
 
     /// 500 INTERNAL. The cause goes to the log alone.
@@ -185,6 +193,7 @@ impl From<CommandError> for ApiError {
                 retry_after,
             ),
             CommandError::Corrupt(_) => Self::internal(&error),
+            CommandError::Unreadable { .. } => Self::unreadable(&format!("{error}; nothing was done")),
         }
     }
 }
@@ -220,6 +229,9 @@ impl From<ViewError> for ApiError {
     fn from(error: ViewError) -> Self {
         match error {
             ViewError::Log(error) => error.into(),
+            ViewError::Event(EventError::Earlier(_)) => {
+                Self::unreadable(&format!("the wallet's history cannot be read: {error}"))
+            }
             ViewError::Event(_) | ViewError::Corrupt(_) => Self::internal(&error),
         }
     }
@@ -287,6 +299,21 @@ mod tests {
             assert!(!error.message.contains("events"), "{}", error.message);
             assert!(!error.message.contains("/var"), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn a_wallet_that_cannot_be_read_is_named_with_the_reason() {
+        let wallet_id = crate::wallet::WalletId::new("wallet-7").expect("an id");
+        let reason = "its WalletDebited of 10.005 is not exact".to_owned();
+        let error = ApiError::from(CommandError::Unreadable { wallet_id, reason });
+        assert_eq!((error.status.as_u16(), error.code), (500, "WALLET_UNREADABLE"));
+        for word in ["wallet-7", "10.005", "nothing was done"] {
+            assert!(error.message.contains(word), "{}", error.message);
+        }
+        let read = crate::wallet::WalletEvent::from_payload("WalletDebited", 0, br#"{"amount":10.005}"#);
+        let error = ApiError::from(ViewError::Event(read.expect_err("not exact")));
+        assert_eq!((error.status.as_u16(), error.code), (500, "WALLET_UNREADABLE"));
+        assert!(error.message.contains("10.005"), "{}", error.message);
     }
 
     #[test]

@@ -30,6 +30,7 @@
 //! | 413 | `BODY_TOO_LARGE` | more than 64 KiB |
 //! | 415 | `UNSUPPORTED_MEDIA_TYPE` | the body is not `application/json`, or is compressed |
 //! | 422 | `IDEMPOTENCY_KEY_REUSED` | the key was used before with another body |
+//! | 500 | `WALLET_UNREADABLE` | the wallet, or the receiver of a transfer, has an event of the earlier system that cannot be read exactly |
 //! | 500 | `INTERNAL` | a fault of ours that a retry will not mend |
 //! | 503 | `BUSY`, `UNAVAILABLE` | come back after `Retry-After` seconds; the message says whether the command may have happened |
 //!

@@ -9,8 +9,9 @@
 //! One ingest copies, held by a lock of its database session; others stand by. One that was halted and has lost the lock has
 //! lost the session with it, so it cannot write.
 //!
-//! What the earlier system left comes over as it is, under version 0: no projection reads that, so the wallet is parked until
-//! there is one that does.
+//! What the earlier system left comes over in our terms ([`upcast`](crate::wallet::upcast)), each event by the one before it, which
+//! the copy has. What cannot be made exact comes over as it is, under version 0: no projection reads that, so the wallet is parked,
+//! and why is said there.
 //!
 //! It is woken by whoever appends in this process ([`Bell`]) and looks by itself every 50 ms for what others append.
 

@@ -1,7 +1,7 @@
 //! Events as KurrentDB keeps them: the data is our payload, the metadata ours with two fields more at its beginning.
 
 use bytes::Bytes;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
 use eventstore::{EventData, RecordedEvent as Stored};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -9,10 +9,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::log::{LogError, NewEvent, Position, RecordedEvent, Revision};
-use crate::wallet::{EVENT_VERSION, WalletId};
-
-/// The version under which events of the earlier system are handed out: it wrote none.
-pub const EARLIER_SYSTEM_VERSION: u32 = 0;
+use crate::wallet::{EARLIER_SYSTEM_VERSION, EVENT_VERSION, WalletId};
 
 /// An event's id: a function of the command that makes it (by any text that is the command's alone) and of its place. The same
 /// command at another revision gets another id.
@@ -55,7 +52,8 @@ struct Times {
     event_version: Option<u32>,
 }
 
-/// The event in our terms. What the earlier system wrote comes out as it is, under [`EARLIER_SYSTEM_VERSION`].
+/// The event as it is stored. What the earlier system wrote has no version of its own and comes out under
+/// [`EARLIER_SYSTEM_VERSION`].
 pub(super) fn from_stored(stored: &Stored, stream: WalletId) -> Result<RecordedEvent, LogError> {
     let too_large = |_| LogError::Corrupt(format!("event {} of {stream} lies at an impossible place", stored.id));
     // Metadata of others may be anything; then there is a time of the server's, and no version.
@@ -73,7 +71,8 @@ pub(super) fn from_stored(stored: &Stored, stream: WalletId) -> Result<RecordedE
         event_id: stored.id,
         event_type: stored.event_type.clone(),
         event_version,
-        recorded_at: occurred_at.unwrap_or(stored.created),
+        // As precise as the copy's times are.
+        recorded_at: occurred_at.unwrap_or(stored.created).trunc_subsecs(6),
         payload: stored.data.to_vec(),
         metadata,
     })

@@ -11,6 +11,7 @@ use eventstore::{
 };
 
 use crate::kurrentdb::connection::{Connection, Trouble};
+use crate::kurrentdb::earlier::Folded;
 use crate::kurrentdb::{KurrentConfig, event};
 use crate::log::{
     Appended, Atomicity, Batch, EventLog, KeyRecord, KeyScope, LoadedStream, LogError, Position, RecordedEvent,
@@ -24,7 +25,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// another append.
 const CALLS_MAX: u32 = 8;
 /// How many events of a stream are read in one call.
-const STREAM_PAGE: usize = 1_000;
+pub(super) const STREAM_PAGE: usize = 1_000;
 
 /// A place in the whole log. Both numbers are needed to go on from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +51,7 @@ pub struct KurrentLog {
     connection: Arc<Connection>,
     stream_prefix: Arc<str>,
     masked: Arc<str>,
+    pub(super) folded: Folded,
 }
 
 impl std::fmt::Debug for KurrentLog {
@@ -62,7 +64,7 @@ impl KurrentLog {
     /// The log at this address.
     pub fn new(config: KurrentConfig) -> Self {
         let KurrentConfig { settings, stream_prefix, masked, .. } = config;
-        KurrentLog { connection: Arc::new(Connection::new(settings)), stream_prefix, masked }
+        KurrentLog { connection: Arc::new(Connection::new(settings)), stream_prefix, masked, folded: Folded::default() }
     }
 
     /// Where it is, with the password masked, to show.
@@ -74,8 +76,8 @@ impl KurrentLog {
         format!("{}{id}", self.stream_prefix)
     }
 
-    /// Up to `limit` events of the whole log after a place, in order. It may be fewer though there are more: only an empty page
-    /// is the end.
+    /// Up to `limit` events of the whole log after a place, in order, as they are stored. It may be fewer though there are more:
+    /// only an empty page is the end.
     ///
     /// # Errors
     /// [`LogError`] where the server is away or refuses.
@@ -158,6 +160,27 @@ impl KurrentLog {
             Ok(())
         })
         .await?;
+        Ok(events)
+    }
+
+    /// Up to `limit` events of a stream from a revision on, as they are stored.
+    pub(super) async fn stored(
+        &self,
+        stream: &WalletId,
+        from: Revision,
+        limit: usize,
+    ) -> Result<Vec<RecordedEvent>, LogError> {
+        let mut events: Vec<RecordedEvent> = Vec::new();
+        while events.len() < limit {
+            let next = events.last().map_or(from, |last| last.revision + 1);
+            let revision = u64::try_from(next).unwrap_or(0);
+            let options = ReadStreamOptions::default().forwards().position(StreamPosition::Position(revision));
+            let page = self.read_stream_page(stream, options.max_count(STREAM_PAGE.min(limit - events.len()))).await?;
+            if page.is_empty() {
+                break;
+            }
+            events.extend(page);
+        }
         Ok(events)
     }
 }
@@ -280,6 +303,7 @@ impl EventLog for KurrentLog {
             events.extend(page.events.into_iter().map(|(_, event)| event));
         }
         events.truncate(limit);
+        self.in_our_terms(&mut events).await?;
         Ok(events)
     }
 
@@ -289,17 +313,8 @@ impl EventLog for KurrentLog {
         from: Revision,
         limit: usize,
     ) -> Result<Vec<RecordedEvent>, LogError> {
-        let mut events: Vec<RecordedEvent> = Vec::new();
-        while events.len() < limit {
-            let next = events.last().map_or(from, |last| last.revision + 1);
-            let revision = u64::try_from(next).unwrap_or(0);
-            let options = ReadStreamOptions::default().forwards().position(StreamPosition::Position(revision));
-            let page = self.read_stream_page(stream, options.max_count(STREAM_PAGE.min(limit - events.len()))).await?;
-            if page.is_empty() {
-                break;
-            }
-            events.extend(page);
-        }
+        let mut events = self.stored(stream, from, limit).await?;
+        self.stretch_in_our_terms(&mut events).await?;
         Ok(events)
     }
 
@@ -307,6 +322,7 @@ impl EventLog for KurrentLog {
         let options = ReadStreamOptions::default().backwards().position(StreamPosition::End).max_count(limit);
         let mut events = self.read_stream_page(stream, options).await?;
         events.reverse();
+        self.in_our_terms(&mut events).await?;
         Ok(events)
     }
 

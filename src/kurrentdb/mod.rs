@@ -20,6 +20,11 @@
 //!   A client that is told by its append call that another node leads does not go there; one that is told by a read does. So each
 //!   new client begins with a read.
 //!
+//! # Events of the earlier system
+//! They lie in the same streams. Whoever reads a stream gets them in our terms ([`upcast`](crate::wallet::upcast)), and where a
+//! read begins in the midst of them the ones before are read too (`earlier`). [`KurrentLog::scan`] hands them out as they are
+//! stored, under [`EARLIER_SYSTEM_VERSION`](crate::wallet::EARLIER_SYSTEM_VERSION): the copy, for which it is, has what lies before.
+//!
 //! # No subscriptions
 //! The log as a whole is read page by page ([`KurrentLog::scan`]), woken by whoever has appended. The client's subscriptions are not
 //! used: one that the server or a gateway ends with status OK spins a core for ever, and nothing short of ending the process
@@ -28,6 +33,7 @@
 //! others are read too, and passed over here.
 
 mod connection;
+mod earlier;
 mod event;
 mod hurry;
 mod log;
@@ -37,7 +43,7 @@ use std::sync::Arc;
 use eventstore::ClientSettings;
 use thiserror::Error;
 
-pub use event::{EARLIER_SYSTEM_VERSION, event_id};
+pub use event::event_id;
 pub use log::{KurrentLog, LogPlace, Scanned};
 
 /// What a wallet's stream is called before its id.

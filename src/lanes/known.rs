@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use crate::lanes::metadata::CommandMetadata;
 use crate::log::{KeyScope, LoadedStream, RecordedEvent, Revision, ViewError, apply_next, restore};
-use crate::wallet::{Wallet, WalletEvent, WalletId};
+use crate::sequencer::{CommandError, Setback};
+use crate::wallet::{EventError, Wallet, WalletEvent, WalletId};
 
 /// How many keys and transfers of a wallet's newest events are held; beyond it the wallet is read again, from where the copy
 /// has come to meanwhile.
@@ -75,12 +76,16 @@ impl Known {
     }
 }
 
+/// What is told about a wallet whose history cannot be read, at a revision where that is known.
+pub(super) fn unusable(id: &WalletId, revision: Option<Revision>, error: ViewError) -> Setback {
+    let reason = revision.map_or_else(|| error.to_string(), |revision| format!("revision {revision}: {error}"));
+    Setback::Hopeless(match error {
+        ViewError::Event(EventError::Earlier(_)) => CommandError::Unreadable { wallet_id: id.clone(), reason },
+        _ => CommandError::Corrupt(format!("wallet {id}: {reason}")),
+    })
+}
+
 /// The kind as commands call it: a text that lives as long as the program.
 pub(crate) fn command_kind(text: &str) -> Option<&'static str> {
     crate::wallet::Command::KINDS.into_iter().find(|kind| *kind == text)
-}
-
-/// Which wallet a piece of work belongs to and what it is called there, for messages.
-pub(super) fn described(id: &WalletId, revision: Revision) -> String {
-    format!("wallet {id} after revision {revision}")
 }

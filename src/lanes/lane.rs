@@ -1,7 +1,7 @@
 //! One turn of one wallet's lane: learn what the stream holds, decide what is waiting, append it, answer.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use chrono::{SubsecRound, Utc};
 use uuid::Uuid;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::crash_point::CrashPoint;
 use crate::lanes::Shared;
 use crate::lanes::decide::{Copied, Deciding, Place, Verdict, leg_of, return_id};
-use crate::lanes::known::{Known, described};
+use crate::lanes::known::{Known, unusable};
 use crate::lanes::metadata::CommandMetadata;
 use crate::lanes::work::{Caller, CommandWork, Leg, Outcome, Work, reply};
 use crate::log::{Appended, Batch, EventLog, KeyScope, LogError, Position, RecordedEvent, Revision, SNAPSHOT_FORMAT};
@@ -87,13 +87,13 @@ impl<L: EventLog> Lane<L> {
                         Work::Leg(_) => true,
                     });
                 }
-                Err(Setback::Hopeless(reason)) => {
+                Err(Setback::Hopeless(error)) => {
                     self.forget();
                     if works.len() > 1 {
                         return works;
                     }
-                    tracing::error!(reason, wallet = %self.id, "a command could not be appended");
-                    fail_all(&mut works, &CommandError::Corrupt(reason));
+                    tracing::error!(%error, wallet = %self.id, "a command could not be appended");
+                    fail_all(&mut works, &error);
                 }
             }
         }
@@ -143,7 +143,7 @@ impl<L: EventLog> Lane<L> {
     async fn load(&mut self) -> Result<(), Setback> {
         self.copied = Copied::default();
         let copied = self.shared.copy.load(std::slice::from_ref(&self.id), SNAPSHOT_FORMAT).await?;
-        let known = Known::of_copy(copied.first()).map_err(|error| Setback::Hopeless(error.to_string()))?;
+        let known = Known::of_copy(copied.first()).map_err(|error| unusable(&self.id, None, error))?;
         self.known = Some(known);
         self.catch_up().await?;
         Ok(())
@@ -156,9 +156,7 @@ impl<L: EventLog> Lane<L> {
             let known = self.known.get_or_insert_default();
             let page = self.shared.log.read_stream(&self.id, known.revision() + 1, TAIL_PAGE).await?;
             for recorded in &page {
-                let wrong =
-                    |error: String| Setback::Hopeless(format!("{}: {error}", described(&self.id, recorded.revision)));
-                known.take_in(recorded).map_err(|error| wrong(error.to_string()))?;
+                known.take_in(recorded).map_err(|error| unusable(&self.id, Some(recorded.revision), error))?;
             }
             taken_in += page.len();
             if page.len() < TAIL_PAGE {
@@ -208,30 +206,11 @@ impl<L: EventLog> Lane<L> {
             if self.receivers.contains_key(id) {
                 continue;
             }
-            let held = self.beginnings().get(id).cloned();
-            let wallet = match held {
-                Some(wallet) => wallet,
-                None => {
-                    let first = self.shared.log.read_stream(id, 0, 1).await?;
-                    let Some(recorded) = first.first() else { continue };
-                    let wallet = recorded
-                        .decode()
-                        .map_err(|error| error.to_string())
-                        .and_then(|event| {
-                            Wallet::begin(id.clone(), &event, recorded.recorded_at).map_err(|error| error.to_string())
-                        })
-                        .map_err(Setback::Hopeless)?;
-                    self.beginnings().put(id.clone(), wallet.clone());
-                    wallet
-                }
-            };
-            self.receivers.insert(id.clone(), wallet);
+            if let Some(wallet) = self.shared.beginning(id).await? {
+                self.receivers.insert(id.clone(), wallet);
+            }
         }
         Ok(())
-    }
-
-    fn beginnings(&self) -> std::sync::MutexGuard<'_, lru::LruCache<WalletId, Wallet>> {
-        self.shared.beginnings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Appends, sending the same again for as long as the outcome is unknown. `None`: nothing was written, and what is known now

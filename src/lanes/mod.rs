@@ -37,6 +37,7 @@ mod known;
 mod lane;
 mod metadata;
 mod pending;
+mod receivers;
 mod work;
 
 use std::collections::{HashMap, HashSet, VecDeque};

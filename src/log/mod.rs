@@ -8,6 +8,7 @@
 //! as KurrentDB's first protocol is); it then refuses a batch of more than one stream, and whoever writes to it must plan
 //! for that. Nothing in this port assumes more.
 
+mod earlier;
 mod memory;
 mod read_ahead;
 mod snapshot;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 use crate::wallet::{EventError, WalletEvent, WalletId};
 
 pub use crate::postgres::log::{NOTIFY_CHANNEL, PostgresLog};
+pub(crate) use earlier::{left_before, to_look_up, upcast};
 pub use memory::MemoryLog;
 pub(crate) use read_ahead::ReadAhead;
 pub(crate) use snapshot::apply_next;

@@ -9,10 +9,10 @@ use sqlx::{Connection, PgConnection, Row};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::log::{KeyRecord, LogError, Position, RecordedEvent, Revision};
+use crate::log::{KeyRecord, LogError, Position, RecordedEvent, Revision, to_look_up, upcast};
 use crate::postgres::Database;
 use crate::postgres::log::{log_error, recorded_event, wallet_id};
-use crate::wallet::WalletId;
+use crate::wallet::{Before, WalletEvent, WalletId};
 
 /// The advisory lock that the active ingest holds: "wallex", then the ingest's number.
 const INGEST_LOCK: i64 = 0x7761_6c6c_6578_0008;
@@ -84,7 +84,8 @@ impl IngestSession {
     ) -> Result<usize, CopyError> {
         let mut transaction = self.connection.begin().await?;
         move_checkpoint(&mut transaction, from, to).await?;
-        let new = new_events(&mut transaction, page).await?;
+        let mut new = new_events(&mut transaction, page).await?;
+        in_our_terms(&mut transaction, &mut new).await?;
         if !new.is_empty() {
             write(&mut transaction, &new).await?;
         }
@@ -158,6 +159,37 @@ async fn new_events(transaction: &mut PgConnection, page: Vec<CopiedEvent>) -> R
         }
     }
     Ok(new)
+}
+
+/// Brings events of the earlier system into our terms, each by the one before it, which the copy may have.
+async fn in_our_terms(transaction: &mut PgConnection, new: &mut [New]) -> Result<(), sqlx::Error> {
+    if !new.iter().any(|new| new.copied.event.is_of_the_earlier_system()) {
+        return Ok(());
+    }
+    let stream_ids: HashMap<&WalletId, i64> =
+        new.iter().filter_map(|new| Some((&new.copied.event.stream, new.stream_id?))).collect();
+    let wanted = to_look_up(new.iter().map(|new| &new.copied.event));
+    let wanted = wanted.into_iter().filter_map(|(stream, revision)| Some((stream, *stream_ids.get(stream)?, revision)));
+    let wanted: Vec<(&WalletId, i64, Revision)> = wanted.collect();
+    let statement = "SELECT f.stream_id, e.event_type, e.event_version, e.payload
+                       FROM unnest($1::bigint[], $2::bigint[]) AS f(stream_id, revision),
+                            LATERAL (SELECT * FROM events e
+                                      WHERE e.stream_id = f.stream_id AND e.revision = f.revision - 1 LIMIT 1) AS e";
+    let rows: Vec<(i64, String, i32, Vec<u8>)> = sqlx::query_as(statement)
+        .bind(wanted.iter().map(|(_, stream_id, _)| *stream_id).collect::<Vec<_>>())
+        .bind(wanted.iter().map(|(_, _, revision)| *revision).collect::<Vec<_>>())
+        .fetch_all(transaction)
+        .await?;
+    let left: HashMap<i64, Before> = rows
+        .into_iter()
+        .map(|(stream_id, event_type, version, payload)| {
+            let event = WalletEvent::from_payload(&event_type, version as u32, &payload);
+            (stream_id, event.map_or(Before::Unknown, |event| Before::after(&event)))
+        })
+        .collect();
+    let before = wanted.into_iter().filter_map(|(stream, id, _)| Some((stream.clone(), *left.get(&id)?))).collect();
+    upcast(new.iter_mut().map(|new| &mut new.copied.event), before);
+    Ok(())
 }
 
 async fn write(transaction: &mut PgConnection, new: &[New]) -> Result<(), sqlx::Error> {

@@ -60,7 +60,7 @@ impl<L: EventLog> Appender<L> {
     /// decisions were made on a state that no longer holds.
     pub(super) async fn make_durable(&mut self, batch: &Batch, stop: &CancellationToken) -> Result<bool, Setback> {
         let Some(expected) = batch.expected_head else {
-            return Err(Setback::Hopeless("a batch without an expected head".to_owned()));
+            return Err(Setback::corrupt("a batch without an expected head".to_owned()));
         };
         if batch.events.is_empty() && !self.holds_head {
             // Rejections and replays only: they are true if the head has not moved.

@@ -58,7 +58,7 @@ impl Memory {
         while from < to {
             let page = log.read(from, CATCH_UP_PAGE).await?;
             let Some(last) = page.last() else {
-                return Err(Setback::Hopeless(format!("the log ends at {from}, though its head is {to}")));
+                return Err(Setback::corrupt(format!("the log ends at {from}, though its head is {to}")));
             };
             from = last.position;
             for recorded in &page {

@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::log::Position;
-use crate::wallet::{Command, Rejection, Wallet};
+use crate::wallet::{Command, Rejection, Wallet, WalletId};
 
 pub use idempotency::forget_old_keys;
 pub(crate) use idempotency::{fingerprint, scope};
@@ -97,6 +97,14 @@ pub enum CommandError {
     /// The log holds something that must not be, or refused for good; an operator has to look. Nothing was done.
     #[error("the event log holds something wrong: {0}")]
     Corrupt(String),
+    /// The wallet's history has an event of the earlier system that cannot be read; an operator has to look. Nothing was done.
+    #[error("wallet {wallet_id} cannot be used, for its history cannot be read: {reason}")]
+    Unreadable {
+        /// The wallet. Of a transfer, it may be the receiver.
+        wallet_id: WalletId,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Bounds of the write path.

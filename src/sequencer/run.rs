@@ -124,15 +124,15 @@ impl<L: EventLog> Sequencer<L> {
                     // Nothing of these is under way: whoever has given up by now is not served.
                     jobs.retain(|job| !job.reply.is_closed());
                 }
-                Err(Setback::Hopeless(reason)) => {
+                Err(Setback::Hopeless(error)) => {
                     self.appender.release_head().await;
                     self.memory.forget_everything();
                     if jobs.len() > 1 {
                         let second = jobs.split_off(jobs.len() / 2);
                         return vec![second, jobs];
                     }
-                    tracing::error!(reason, "a command could not be appended");
-                    answer_all(std::mem::take(&mut jobs), &CommandError::Corrupt(reason));
+                    tracing::error!(%error, "a command could not be appended");
+                    answer_all(std::mem::take(&mut jobs), &error);
                 }
             }
         }
@@ -183,7 +183,7 @@ impl<L: EventLog> Sequencer<L> {
                 self.memory.forget_everything();
                 lost_for_no_reason += 1;
                 if lost_for_no_reason > 1 {
-                    return Err(Setback::Hopeless(
+                    return Err(Setback::corrupt(
                         "the log refuses an append though nobody else has written".to_owned(),
                     ));
                 }

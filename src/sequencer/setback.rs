@@ -5,6 +5,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 use crate::log::LogError;
+use crate::sequencer::CommandError;
 
 /// Why an attempt at a batch did not end with durable answers.
 pub(crate) enum Setback {
@@ -12,16 +13,23 @@ pub(crate) enum Setback {
     Away(String),
     /// An append's outcome is unknown and will not be found out: the process is stopping, or the log refuses to tell; why.
     Unknown(String),
-    /// No retry can help; the reason.
-    Hopeless(String),
+    /// No retry can help; what callers are told.
+    Hopeless(CommandError),
 }
 
 impl From<LogError> for Setback {
     fn from(error: LogError) -> Self {
         match error {
             LogError::Away(reason) => Setback::Away(reason),
-            other => Setback::Hopeless(other.to_string()),
+            other => Setback::corrupt(other.to_string()),
         }
+    }
+}
+
+impl Setback {
+    /// Something is wrong that no retry can help.
+    pub(crate) fn corrupt(reason: String) -> Self {
+        Setback::Hopeless(CommandError::Corrupt(reason))
     }
 }
 

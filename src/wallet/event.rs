@@ -8,6 +8,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::money::{Amount, Currency, MoneyError};
+use crate::wallet::earlier::{self, EARLIER_SYSTEM_VERSION, EarlierError};
 use crate::wallet::{Description, OwnerId, WalletId};
 
 /// The version of the payloads that this program writes, `eventVersion` on the wire.
@@ -69,6 +70,9 @@ pub enum EventError {
     /// The version is newer than this program.
     #[error("event version {0} is not one that this program reads (it reads {EVENT_VERSION})")]
     UnknownVersion(u32),
+    /// The system before wallex wrote it, and it could not be brought into our terms.
+    #[error("an event of the earlier system, kept as it is: {0}")]
+    Earlier(#[from] EarlierError),
     /// The payload is not the JSON that the type calls for.
     #[error("the payload of {event_type} cannot be read: {source}")]
     Payload {
@@ -119,9 +123,9 @@ struct MovementPayload {
     transfer: Option<Transfer>,
 }
 
-const CREATED: &str = "WalletCreated";
-const CREDITED: &str = "WalletCredited";
-const DEBITED: &str = "WalletDebited";
+pub(super) const CREATED: &str = "WalletCreated";
+pub(super) const CREDITED: &str = "WalletCredited";
+pub(super) const DEBITED: &str = "WalletDebited";
 
 impl WalletEvent {
     /// The type's name in the log, on the wire and in audit trails.
@@ -203,6 +207,9 @@ impl WalletEvent {
     /// # Errors
     /// [`EventError`] where the type, the version or the payload is not ours.
     pub fn from_payload(event_type: &str, event_version: u32, payload: &[u8]) -> Result<Self, EventError> {
+        if event_version == EARLIER_SYSTEM_VERSION {
+            return Err(earlier::why_left(event_type, payload).into());
+        }
         if event_version != EVENT_VERSION {
             return Err(EventError::UnknownVersion(event_version));
         }

@@ -151,24 +151,6 @@ async fn the_copy_stops_before_a_gap() {
     assert_eq!(commit, Some(place));
 }
 
-/// What the earlier system wrote is kept as it is, under a version that nobody takes for ours.
-#[tokio::test]
-async fn events_of_the_earlier_system_are_kept_as_they_are() {
-    let world = World::new().await;
-    let client = Client::new(world.store.connection_string().parse().expect("a connection string")).expect("a client");
-    let options = AppendToStreamOptions::default().expected_revision(ExpectedRevision::NoStream);
-    let data = serde_json::json!({"ownerId": "u", "initialBalance": 10});
-    let event = EventData::json("WalletCreated", &data).expect("JSON");
-    let event = event.metadata_as_json(&serde_json::json!({"occurredAt": "2024-05-06T07:08:09.123Z"})).expect("JSON");
-    client.append_to_stream("wallet-wallet-1", &options, event).await.expect("an event");
-    world.copy().await;
-    world.assert_copy_is_true().await;
-    let copied = PostgresLog::new(world.database.database.clone()).read(0, 10).await.expect("events");
-    assert_eq!((copied[0].stream.as_str(), copied[0].event_version), ("wallet-1", 0));
-    assert_eq!(copied[0].recorded_at.to_rfc3339(), "2024-05-06T07:08:09.123+00:00");
-    assert!(copied[0].decode().is_err());
-}
-
 /// A backlog, and how fast it is copied; the number is for whoever reads it, and the bound only for what is far off.
 #[tokio::test]
 async fn slow_a_backlog_is_copied_fast() {

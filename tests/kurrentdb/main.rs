@@ -9,6 +9,7 @@ mod process;
 mod support;
 
 mod copy;
+mod earlier;
 mod lag;
 mod lanes;
 mod rounds;

@@ -14,7 +14,7 @@ use crate::world::{World, id, opening, with_key};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn config(world: &World, directory: &tempfile::TempDir, with_store: bool) -> Config {
+pub fn config(world: &World, directory: &tempfile::TempDir, with_store: bool) -> Config {
     let store = KurrentConfig::new(&world.store.connection_string()).expect("a connection string");
     Config {
         data_dir: Some(directory.path().to_owned()),

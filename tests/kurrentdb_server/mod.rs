@@ -244,7 +244,6 @@ impl KurrentServer {
 
     /// Fills the log, without a client, with that many credits of a cent to that many wallets.
     pub fn fill(&self, events: usize, wallets: usize) {
-        let mut storage = self.shared.storage();
         for number in 0..events {
             let (wallet, revision) = (number % wallets, number / wallets);
             let (kind, data) = match revision {
@@ -255,20 +254,21 @@ impl KurrentServer {
                 }
             };
             let metadata = r#"{"occurredAt":"2026-01-02T03:04:05.000006Z","eventVersion":1,"correlationId":"c","causationId":"d"}"#;
-            let event = protocol::ProposedEvent {
-                id: None,
-                metadata: [("type", kind), ("content-type", "application/json")]
-                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                    .into(),
-                custom_metadata: metadata.as_bytes().to_vec(),
-                data: data.into_bytes(),
-            };
-            let expected = match (revision as u64).checked_sub(1) {
-                None => protocol::Expected::NoStream(()),
-                Some(last) => protocol::Expected::Revision(last),
-            };
-            storage.append(&format!("wallet-w{wallet}"), expected, &[(uuid::Uuid::now_v7(), event)]);
+            self.keep(&format!("wallet-w{wallet}"), kind, &data, metadata);
         }
+    }
+
+    /// Puts an event at a stream's end, without a client, under an id of its own.
+    pub fn keep(&self, stream: &str, kind: &str, data: &str, metadata: &str) {
+        let event = protocol::ProposedEvent {
+            id: None,
+            metadata: [("type", kind), ("content-type", "application/json")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            custom_metadata: metadata.as_bytes().to_vec(),
+            data: data.as_bytes().to_vec(),
+        };
+        self.shared.storage().append(stream, protocol::Expected::Any(()), &[(uuid::Uuid::now_v7(), event)]);
     }
 
     /// Everything that is in the log.
