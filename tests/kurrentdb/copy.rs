@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use eventstore::{AppendToStreamOptions, Client, EventData, ExpectedRevision};
 use tokio_util::sync::CancellationToken;
-use wallex::log::{EventLog, PostgresLog, read_wallet};
+use wallex::log::{PostgresLog, read_wallet};
 use wallex::wallet::Command;
 
 use crate::world::{PATIENCE, World, id, opening};
