@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::SecondsFormat;
+use nix::sys::signal::Signal;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
@@ -14,10 +15,12 @@ use wallex::kafka::{EventRecord, OutgoingRecord};
 use wallex::lag;
 use wallex::log::{EventLog, PostgresLog, RecordedEvent};
 use wallex::sequencer::CommandError;
+use wallex::verify::Proof;
 use wallex::wallet::{Command, EARLIER_SYSTEM_VERSION, Rejection, WalletId};
-use wallex::{Request, Wallex};
+use wallex::{Amount, Currency, Request, Wallex};
 
 use crate::kurrentdb_server::KurrentServer;
+use crate::process::{Serve, room, run};
 use crate::whole::config;
 use crate::world::{PATIENCE, World, id, patiently};
 
@@ -281,9 +284,9 @@ async fn opened(world: &World, directory: &tempfile::TempDir) -> Wallex {
     Wallex::open(config(world, directory, true)).await.expect("a wallex")
 }
 
-async fn projected(world: &World, wallex: &Wallex, patience: Duration) {
+async fn projected(world: &World, wallex: &Wallex) {
     let end = world.store.log().last().expect("events").position as i64;
-    wallex.projected(end, patience).await.expect("ledger and read model in time");
+    wallex.projected(end, PATIENCE).await.expect("ledger and read model in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -301,7 +304,7 @@ async fn wallets_that_the_earlier_system_left_are_shown_rightly_and_go_on() {
     }
     world.store.keep("snapshot-wallet-wallet-1", "WalletSnapshot", r#"{"balance":0.7}"#, AT);
     let wallex = opened(&world, &directory).await;
-    projected(&world, &wallex, PATIENCE).await;
+    projected(&world, &wallex).await;
     let balance = "SELECT balance FROM read_model_wallets WHERE wallet_id = 'wallet-1'";
     assert_eq!(world.database.number(balance).await, 70);
     let postings = "SELECT count(*) FROM ledger_postings WHERE leg = 0 AND account = 'wallet/wallet-1' AND amount > 0
@@ -317,7 +320,7 @@ async fn wallets_that_the_earlier_system_left_are_shown_rightly_and_go_on() {
     let too_much = wallex.execute(Command::debit(id("wallet-1"), "0.01")).await;
     assert!(matches!(too_much, Err(CommandError::Rejected(Rejection::InsufficientFunds { .. }))), "{too_much:?}");
     wallex.execute(Command::transfer(id("wallet-2"), id("wallet-1"), "100")).await.expect("a transfer");
-    projected(&world, &wallex, PATIENCE).await;
+    projected(&world, &wallex).await;
     assert_eq!(world.database.number(balance).await, 10_000);
     let proof = wallex.verify().await.expect("a proof");
     assert!(proof.ok, "{proof:?}");
@@ -335,7 +338,7 @@ async fn what_cannot_be_made_exact_is_parked_and_named() {
     world.store.keep("wallet-wallet-1", "WalletCredited", r#"{"amount":1}"#, AT);
     left.move_money(&world.store, "wallet-2");
     let wallex = opened(&world, &directory).await;
-    projected(&world, &wallex, PATIENCE).await;
+    projected(&world, &wallex).await;
     let named = "WalletCredited of 10.005 is not exact";
 
     let queues =
@@ -360,13 +363,21 @@ async fn what_cannot_be_made_exact_is_parked_and_named() {
     wallex.close().await;
 }
 
-/// A hundred thousand events of a thousand wallets, copied, published, projected, and proven to the cent.
+/// A wallet as HTTP answers it.
+#[derive(Deserialize)]
+struct AnsweredWallet {
+    balance: Box<RawValue>,
+    version: usize,
+}
+
+/// A hundred thousand events of a thousand wallets: copied, published and projected by `wallex serve`, and proven to the cent by
+/// `wallex verify`; and the wallets go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_verify_over_100_000_events_of_the_earlier_system_ends_well() {
     const EVENTS: usize = 100_000;
     const WALLETS: usize = 1_000;
     let world = World::new().await;
-    let directory = tempfile::tempdir().expect("a directory");
+    let room = room();
     let (mut left, names) = (Left::new(6), names(WALLETS));
     for name in &names {
         left.open(&world.store, name, 10_010);
@@ -378,19 +389,33 @@ async fn slow_verify_over_100_000_events_of_the_earlier_system_ends_well() {
             world.store.keep(&stream, "WalletSnapshot", r#"{"balance":1}"#, AT);
         }
     }
-    let begun = std::time::Instant::now();
-    let wallex = opened(&world, &directory).await;
-    projected(&world, &wallex, 3 * PATIENCE).await;
+    let begun = Instant::now();
+    let at = ["--event-store", &world.store.connection_string(), "--database-url", &world.database.url];
+    let serve = Serve::start_with(room.path(), &at);
+    let through = async {
+        while !patiently(async || lag::progress(&world.database.database).await).await.is_through(EVENTS as i64) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(3 * PATIENCE, through).await.expect("copied and projected in time");
     println!("copied and projected after {:?}", begun.elapsed());
-    let proof = wallex.verify().await.expect("a proof");
-    assert!(proof.ok, "{proof:?}");
+    let verified = run(&["verify", "-o", "json", "--data-dir", serve.data_dir(), at[2], at[3], at[0], at[1]]);
     println!("proven after {:?}", begun.elapsed());
-    assert_eq!(proof.position, EVENTS as i64);
+    let said = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success(), "{said}{}", String::from_utf8_lossy(&verified.stderr));
+    let proof: Proof = serde_json::from_slice(&verified.stdout).expect("a proof");
+    assert!(proof.ok && proof.position == EVENTS as i64, "{proof:?}");
     let held = "SELECT sum(balance)::bigint FROM read_model_wallets";
     assert_eq!(world.database.number(held).await, left.balances.values().sum::<i64>());
+
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     for name in names.iter().step_by(100) {
-        let view = wallex.wallet(&id(name)).await.expect("a read").expect("a wallet");
-        assert_eq!(view.wallet.balance.minor(), left.balances[name], "{name}");
+        let credit = client.post(format!("{}/wallets/{name}/credit", serve.info.url));
+        let credited = credit.json(&serde_json::json!({"amount": "0.01"})).send().await.expect("an answer");
+        assert_eq!(credited.status(), 201);
+        let wallet: AnsweredWallet = credited.json().await.expect("a wallet");
+        let expected = Amount::from_minor(left.balances[name] + 1).expect("an amount").to_json_number(Currency::USD);
+        assert_eq!((wallet.balance.get(), wallet.version), (expected.as_str(), EVENTS / WALLETS), "{name}");
     }
-    wallex.close().await;
+    assert_eq!(serve.stop(Signal::SIGTERM), 143);
 }
