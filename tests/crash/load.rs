@@ -113,8 +113,11 @@ impl Load {
         load
     }
 
+    /// Where callers call from now on. Where there is nowhere just now, they go on trying where they were.
     pub fn call_at(&self, urls: Vec<String>) {
-        *self.place.urls.write().expect("no panic") = urls;
+        if !urls.is_empty() {
+            *self.place.urls.write().expect("no panic") = urls;
+        }
     }
 
     /// Waits for the answers that are under way, and keeps callers from further commands for as long as this is held.
