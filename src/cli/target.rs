@@ -6,10 +6,11 @@ use crate::cli::{Outcome, Output};
 use crate::embedded::DataDir;
 use crate::http::Limits;
 use crate::kafka::KafkaConfig;
+use crate::kurrentdb::KurrentLog;
 use crate::loadtest::Check;
 use crate::postgres::Database;
 use crate::runtime::{Attachment, Config, Wallex};
-use crate::verify::{VerifyOptions, verify};
+use crate::verify::{VerifyOptions, verify_copy};
 
 pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome {
     let data_dir = DataDir::resolve(config.data_dir.clone())?;
@@ -22,7 +23,8 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
         }
         (Some(url), _) | (None, Some(url)) => {
             let attachment = Attachment::find(&config).await?;
-            let verify = checks(&attachment.database, attachment.kafka.as_ref());
+            let event_store = attachment.event_store.clone().map(KurrentLog::new);
+            let verify = checks(&attachment.database, event_store.as_ref(), attachment.kafka.as_ref());
             let outcome = loadtest::run(args, url, Some(verify), output).await;
             attachment.close().await;
             outcome
@@ -35,21 +37,27 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
 async fn own(args: &Args, config: Config, output: &Output) -> Outcome {
     output.note("no wallex serve runs here; starting one for this run");
     let listener = listen(([127, 0, 0, 1], 0).into()).await?;
+    let event_store = config.event_store.clone().map(KurrentLog::new);
     let mut wallex = Wallex::open(config).await?;
     let url = format!("http://{}", wallex.serve_http(listener, Limits::default())?);
     wallex.announce(&url)?;
     let (database, kafka) = (wallex.database().clone(), wallex.kafka().clone());
+    let verify = checks(&database, event_store.as_ref(), Some(&kafka));
     let outcome = tokio::select! {
-        outcome = loadtest::run(args, &url, Some(checks(&database, Some(&kafka))), output) => outcome,
+        outcome = loadtest::run(args, &url, Some(verify), output) => outcome,
         ended = wallex.first_ended() => Err(ended.into()),
     };
     wallex.close().await;
     outcome
 }
 
-fn checks<'a>(database: &'a Database, kafka: Option<&'a KafkaConfig>) -> Verify<'a> {
+fn checks<'a>(
+    database: &'a Database,
+    event_store: Option<&'a KurrentLog>,
+    kafka: Option<&'a KafkaConfig>,
+) -> Verify<'a> {
     Box::pin(async move {
-        let proof = verify(database, kafka, &VerifyOptions::default(), &mut |_| {}).await;
+        let proof = verify_copy(database, event_store, kafka, &VerifyOptions::default(), &mut |_| {}).await;
         let proof = proof.map_err(|error| error.to_string())?;
         let named = |check: crate::verify::Check| {
             Check::new(&format!("verify: {}", check.name), check.ok, check.expected, check.actual)

@@ -7,7 +7,7 @@ use comfy_table::{Cell, ColumnConstraint, ContentArrangement, Width};
 
 use crate::cli::stages::Stages;
 use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
-use crate::verify::{Check, Proof, VerifyOptions, VerifyProgress, verify};
+use crate::verify::{Check, Proof, VerifyOptions, VerifyProgress, verify_copy};
 
 /// Characters of a cell before it is broken into lines: four columns of it fit a wide terminal.
 const CELL_WIDTH_MAX: u16 = 64;
@@ -36,7 +36,8 @@ pub async fn run(args: &Args, connections: &Connections, output: &Output) -> Out
     let options = VerifyOptions { wait_max: Duration::from_secs(args.wait) };
     let mut stages = Stages::new(output);
     let mut progress = |now: VerifyProgress| stages.show(now.stage, now.done, now.total);
-    let proof = verify(&connections.database, connections.kafka.as_ref(), &options, &mut progress).await;
+    let Connections { database, kafka, event_store, .. } = connections;
+    let proof = verify_copy(database, event_store.as_ref(), kafka.as_ref(), &options, &mut progress).await;
     stages.clear();
     let proof = proof?;
     match output.format {

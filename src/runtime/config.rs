@@ -28,7 +28,9 @@ pub struct Config {
     /// How many records each projection may park; `None` for [`PARKED_MAX`](crate::projection::PARKED_MAX).
     pub parked_max: Option<i64>,
     /// An event store of its own for the events; the database then has a copy of them beside everything else. `None`: the events
-    /// are in the database.
+    /// are in the database. The first start that writes settles it for ever; another one is refused
+    /// ([`OpenError::EventsAreHere`](crate::runtime::OpenError::EventsAreHere),
+    /// [`OpenError::EventsAreElsewhere`](crate::runtime::OpenError::EventsAreElsewhere)).
     pub event_store: Option<KurrentConfig>,
     /// Bounds of the write path.
     pub sequencer: SequencerOptions,

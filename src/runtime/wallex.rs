@@ -21,7 +21,7 @@ use crate::projection::{
 use crate::relay::{Bell, Relay, RelayOptions};
 use crate::runtime::{Attachment, Config, OpenError, Parts, Platform, Stage, Supervisor, TaskEnded};
 use crate::sequencer::{Answer, CommandError, CommandService, Request, Sequencer, forget_old_keys};
-use crate::verify::{Proof, VerifyError, VerifyOptions, verify};
+use crate::verify::{Proof, VerifyError, VerifyOptions, verify_copy};
 use crate::wallet::{Command, WalletId};
 
 /// How many of a wallet's newest events [`Wallex::wallet`] reads.
@@ -315,12 +315,14 @@ impl Wallex {
         Ok(self.log.head().await?)
     }
 
-    /// Proves that log, outbox, topic, ledger and read model say the same, to the cent.
+    /// Proves that log, outbox, topic, ledger and read model say the same, to the cent; and before them, that the log has what the
+    /// event store has, where the events are in one.
     ///
     /// # Errors
     /// [`VerifyError`] where it could not be found out; a difference is no error but a [`Proof`] that is not `ok`.
     pub async fn verify(&self) -> Result<Proof, VerifyError> {
-        verify(&self.database, Some(&self.kafka), &VerifyOptions::default(), &mut |_| {}).await
+        let store = self.store.as_ref().map(CopiedLog::store);
+        verify_copy(&self.database, store, Some(&self.kafka), &VerifyOptions::default(), &mut |_| {}).await
     }
 
     /// Serves HTTP on a listener until the wallex is closed, and leaves a note by which other commands find it.

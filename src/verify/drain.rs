@@ -12,7 +12,7 @@ use crate::verify::proof::Finding;
 use crate::verify::{Check, VerifyError, VerifyProgress};
 
 /// How often to look. The ones that are waited for may be other processes, and nothing that they do sends a signal here.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Events looked at in one go.
 const PAGE: i64 = 4_000;

@@ -4,6 +4,7 @@
 //! read the log, each page by page: one in the order of positions, with the ledger and the topic merged in, which have the same
 //! order; one wallet after wallet, with the read model and the snapshots. Neither holds more than a few pages.
 
+mod copy;
 mod drain;
 mod history;
 mod order;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::kafka::{EVENTS_TOPIC, KafkaConfig, TopicReader};
+use crate::kurrentdb::KurrentLog;
 use crate::lag::LagError;
 use crate::log::Position;
 use crate::money::named;
@@ -83,6 +85,30 @@ impl From<LagError> for VerifyError {
             LagError::Refused(reason) => VerifyError::Refused(reason),
         }
     }
+}
+
+/// [`verify`], where the log may be the copy of an event store: it first waits, as long as the options allow, until the copy has
+/// what the store has now. The first check says whether it has; where the log is no copy there is no such check.
+///
+/// # Errors
+/// As [`verify`]. A store that is away is a difference.
+pub async fn verify_copy(
+    database: &Database,
+    event_store: Option<&KurrentLog>,
+    kafka: Option<&KafkaConfig>,
+    options: &VerifyOptions,
+    progress: &mut (dyn FnMut(VerifyProgress) + Send),
+) -> Result<Proof, VerifyError> {
+    let check = match event_store {
+        Some(store) => copy::wait(database, store, options.wait_max, progress).await?,
+        None => None,
+    };
+    let mut proof = verify(database, kafka, options, progress).await?;
+    if let Some(check) = check {
+        proof.ok &= check.ok;
+        proof.checks.insert(0, check);
+    }
+    Ok(proof)
 }
 
 /// Computes everything again from the log and compares, as of the log's head when it begins.

@@ -24,6 +24,6 @@ fn a_load_is_drained_and_proven() {
 }
 
 #[test]
-fn slow_a_larger_load_is_drained_and_proven() {
-    proven("200", "4000");
+fn slow_the_whole_load_is_drained_and_proven() {
+    proven("1000", "20000");
 }

@@ -1,10 +1,12 @@
 //! How far the copy is behind, and what is in transit: in the library's report and in the shell's.
 
 use std::process::Output;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use wallex::lag::{INGEST_COUNT_MAX, IngestLag, LagProbe, LagReport, State, progress};
+use wallex::verify::{VerifyOptions, verify_copy};
 use wallex::wallet::Command;
 
 use crate::process::run;
@@ -65,6 +67,34 @@ async fn what_the_copy_lacks_is_counted_until_it_has_it() {
     assert!(copied.copied == Some(end) && copied.unmoved_ms.is_some());
     let now = progress(&world.database.database).await.expect("the progress");
     assert_eq!((now.head, now.event_store.expect("a store").copied), (5, Some(end)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_waits_for_the_copy_and_says_where_it_does_not_come() {
+    let mut world = World::at_home_in_the_store().await;
+    let writer = world.writer();
+    writer.ok(opening("a", 1_000)).await;
+    let store = world.log();
+    let database = world.database.database.clone();
+    let check = async |wait_max: Duration| {
+        let options = VerifyOptions { wait_max };
+        let proof = verify_copy(&database, Some(&store), None, &options, &mut |_| {}).await.expect("a verification");
+        assert!(proof.ok <= proof.checks[0].ok);
+        proof.checks[0].clone()
+    };
+    let lacking = check(Duration::ZERO).await;
+    assert_eq!(
+        (lacking.name.as_str(), lacking.ok, lacking.actual.as_str()),
+        ("copy", false, "after 0 s: copied up to 0")
+    );
+    world.copy().await;
+    assert!(check(Duration::ZERO).await.ok);
+    world.store.kill();
+    let away = check(Duration::ZERO).await;
+    assert!(!away.ok && away.actual.starts_with("esdb://"), "{away:?}");
+    // In the database there is nothing to be copied.
+    world.database.run("UPDATE event_home SET home = 'database'").await;
+    assert_ne!(check(Duration::ZERO).await.name, "copy");
 }
 
 #[tokio::test(flavor = "multi_thread")]
