@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -16,15 +17,15 @@ use crate::projection::RunnerState;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) checkpoint: Checkpoint,
-    /// Whether nothing has come since the last look at the log.
-    pub(super) is_quiet: bool,
+    /// Since which look at the log nothing has come; `None` where something has since the last one.
+    pub(super) quiet_since: Option<Instant>,
     /// Whether it is left alone until there is room for what it has to park.
     pub(super) is_held: bool,
 }
 
 impl From<Checkpoint> for Place {
     fn from(checkpoint: Checkpoint) -> Self {
-        Place { checkpoint, is_quiet: true, is_held: false }
+        Place { checkpoint, quiet_since: Some(Instant::now()), is_held: false }
     }
 }
 
@@ -38,7 +39,7 @@ impl Place {
     /// A record that needs no applying: its event is in the tables already, or it is not the relay's.
     pub(super) fn read_past(&mut self, offset: i64) {
         self.checkpoint.next_offset = Some(offset + 1);
-        self.is_quiet = false;
+        self.quiet_since = None;
     }
 }
 

@@ -26,6 +26,9 @@ const IDLE_LOOK_MIN: Duration = Duration::from_millis(20);
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// How long an event may be published and not come, while no other does, until it is read from the log.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(2);
+/// The same for a partition that is quiet while others are not: its records may stand behind theirs for a while, or never come,
+/// as from a topic made anew whose end is not yet where the client reads on.
+const BUSY_TOPIC_PATIENCE: Duration = Duration::from_secs(10);
 /// How much of the log is looked at in one statement, in positions.
 const LOOK_PAGE: Position = 20_000;
 /// How many events are read from the log at once.
@@ -120,7 +123,10 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
     /// restart need not look at their past again, and so that everybody can see that this projection is through.
     pub(super) fn look(&mut self) -> Result<(), Interrupted> {
         let is_idle = self.looks.idle_for() >= IDLE_LOOK_MIN;
-        let fill_too = self.looks.idle_for() >= TOPIC_PATIENCE;
+        let patience = match self.looks.idle_for() >= TOPIC_PATIENCE {
+            true => Duration::ZERO,
+            false => BUSY_TOPIC_PATIENCE,
+        };
         let through = self.persevere(|this| {
             let asking = unless_stopped(&this.stop, published(&this.pool));
             Ok(this.runtime.block_on(asking)?)
@@ -130,7 +136,7 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
             let behind: BTreeMap<i32, Position> = {
                 let places = self.assigned.places();
                 let behind = places.values().filter(|place| {
-                    (is_idle || place.is_quiet) && !place.is_held && place.checkpoint.position < through
+                    (is_idle || place.quiet_since.is_some()) && !place.is_held && place.checkpoint.position < through
                 });
                 behind.map(|place| (place.checkpoint.partition, place.checkpoint.position)).collect()
             };
@@ -146,14 +152,15 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
                 }
             }
             self.flush(&mut gathering)?;
-            if fill_too && !lacking.is_empty() {
-                self.fill(&lacking, to)?;
+            let overdue = self.quiet_for(&lacking, patience);
+            if !overdue.is_empty() {
+                self.fill(&overdue, to)?;
             } else if !lacking.is_empty() || !is_idle {
                 break;
             }
         }
         for place in self.assigned.places().values_mut() {
-            place.is_quiet = true;
+            place.quiet_since.get_or_insert_with(Instant::now);
         }
         Ok(())
     }
@@ -172,6 +179,16 @@ impl<P: Projection, L: EventLog> Loop<P, L> {
         let of = |(wallet, last): (String, Position)| (partition_of(wallet.as_bytes(), EVENTS_PARTITIONS), last);
         let lacks = |(partition, last): &(i32, Position)| positions.get(partition).is_some_and(|at| last > at);
         Ok(last.into_iter().map(of).filter(lacks).map(|(partition, _)| partition).collect())
+    }
+
+    /// Those of these partitions from which nothing has come for so long.
+    fn quiet_for(&self, partitions: &BTreeSet<i32>, patience: Duration) -> BTreeSet<i32> {
+        let places = self.assigned.places();
+        let is_quiet = |partition: &&i32| {
+            let since = places.get(*partition).and_then(|place| place.quiet_since);
+            patience.is_zero() || since.is_some_and(|since| since.elapsed() >= patience)
+        };
+        partitions.iter().filter(is_quiet).copied().collect()
     }
 
     /// Up to where a partition is applied; `None` if the runner no longer has it, or leaves it alone.

@@ -118,6 +118,32 @@ async fn events_that_are_published_but_never_come_are_read_from_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn slow_events_that_never_come_are_read_from_the_log_also_while_other_partitions_are_busy() {
+    let mut world = World::new(18).await;
+    let topic = Topic::new();
+    let (quiet, busy) = (wallets_of(8, 1).remove(0), wallets_of(3, 1).remove(0));
+    world.open([quiet.clone(), busy.clone()]).await;
+    world.relay(&topic, 0, world.head()).await;
+    let running = world.start(Recorder::new("recorder"), &topic);
+    world.through("recorder", world.head()).await;
+    // This one is published, as far as the relay can tell, and no consumer ever gets it.
+    let lacking = world.credit(&quiet).await;
+    world.published(lacking).await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    let waited = std::time::Instant::now();
+    while !world.seen("recorder").await.iter().any(|(position, ..)| *position == lacking) {
+        assert!(waited.elapsed() < Duration::from_secs(60), "it is waited for in vain while others come");
+        ticks.tick().await;
+        let after = world.head();
+        world.credit(&busy).await;
+        world.relay(&topic, after, world.head()).await;
+    }
+    world.through("recorder", world.head()).await;
+    world.assert_each_once("recorder").await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn records_that_the_topic_dropped_before_they_were_read_come_from_the_log() {
     let mut world = World::new(14).await;
     let topic = Topic::new();
