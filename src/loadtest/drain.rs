@@ -115,7 +115,8 @@ impl Positions {
     }
 }
 
-/// Polls until every group has come to the head of now, of the event store's copy where there is one, or until nothing has moved for the client's patience.
+/// Polls until every group has come to the head of now, of the event store's copy where there is one, or until nothing has moved for
+/// the client's patience.
 pub async fn wait(run: &Run) -> Drain {
     let started = Instant::now();
     let mut goal = Goal::Unknown;
