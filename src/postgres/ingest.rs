@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -311,14 +311,11 @@ impl Database {
         known_for: Duration,
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, LogError> {
-        let statement = "SELECT e.position, e.revision, e.event_id, e.event_type, e.event_version, e.recorded_at,
-                                e.payload, e.metadata, s.name
-                           FROM stream_transfers t
-                           JOIN events e ON e.position = t.debit_position
-                           JOIN streams s USING (stream_id)
-                          WHERE t.credit_position IS NULL AND t.seen_at <= now() - make_interval(secs => $1)
-                          ORDER BY t.seen_at, t.debit_position LIMIT $2";
-        let rows = sqlx::query(statement)
+        let statement = format!(
+            "{PAYING_LEGS} WHERE t.credit_position IS NULL AND t.seen_at <= now() - make_interval(secs => $1)
+              ORDER BY t.seen_at, t.debit_position LIMIT $2"
+        );
+        let rows = sqlx::query(AssertSqlSafe(statement))
             .bind(known_for.as_secs_f64())
             .bind(limit)
             .fetch_all(self.by_index())
@@ -333,18 +330,20 @@ impl Database {
         position: Position,
         after: Position,
     ) -> Result<Vec<RecordedEvent>, LogError> {
-        let statement = "SELECT e.position, e.revision, e.event_id, e.event_type, e.event_version, e.recorded_at,
-                                e.payload, e.metadata, s.name
-                           FROM stream_transfers t
-                           JOIN events e ON e.position = t.debit_position
-                           JOIN streams s USING (stream_id)
-                          WHERE t.debit_position > $2 AND t.debit_position <= $1
-                            AND coalesce(t.credit_position, $1 + 1) > $1
-                          ORDER BY t.debit_position LIMIT $3";
-        let reading = sqlx::query(statement).bind(position).bind(after).bind(IN_TRANSIT_PAGE).fetch_all(self.pool());
-        reading.await.map_err(log_error)?.iter().map(paying_leg).collect()
+        let statement = format!(
+            "{PAYING_LEGS} WHERE t.debit_position > $2 AND t.debit_position <= $1
+                AND coalesce(t.credit_position, $1 + 1) > $1
+              ORDER BY t.debit_position LIMIT $3"
+        );
+        let reading = sqlx::query(AssertSqlSafe(statement)).bind(position).bind(after).bind(IN_TRANSIT_PAGE);
+        reading.fetch_all(self.pool()).await.map_err(log_error)?.iter().map(paying_leg).collect()
     }
 }
+
+/// The paying legs of transfers, as [`paying_leg`] reads them.
+const PAYING_LEGS: &str =
+    "SELECT e.position, e.revision, e.event_id, e.event_type, e.event_version, e.recorded_at, e.payload, e.metadata, s.name
+       FROM stream_transfers t JOIN events e ON e.position = t.debit_position JOIN streams s USING (stream_id)";
 
 fn paying_leg(row: &PgRow) -> Result<RecordedEvent, LogError> {
     let stream = wallet_id(row.try_get("name").map_err(log_error)?)?;
