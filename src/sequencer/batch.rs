@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::log::{Batch, KeyRecord, KeyScope, Metadata, NewEvent, Position, StreamKey};
-use crate::sequencer::{Answer, CommandError, Request, idempotency};
+use crate::sequencer::{Answer, CommandError, Job, Request, idempotency};
 use crate::wallet::{self, Command, Corrupt, Ends, Rejection, Wallet, WalletEvent, WalletId};
 
 /// A wallet in memory.
@@ -25,6 +25,13 @@ pub(super) enum Verdict {
     Answer(Result<Answer, CommandError>),
     /// The answer of the earlier command that this record stands for.
     Replay(KeyRecord),
+}
+
+impl Verdict {
+    /// Whether the command was refused though it may have been done before: its key tells, if the log is asked.
+    pub(super) fn may_stand_for_an_earlier_one(&self, job: &Job) -> bool {
+        job.request.idempotency_key.is_some() && matches!(self, Verdict::Answer(Err(CommandError::Rejected(_))))
+    }
 }
 
 /// The decisions of one batch, not yet durable.
@@ -153,11 +160,20 @@ impl Deciding {
             (Some(id), Some(counterparty)) => Some((id, state(counterparty)?)),
             _ => None,
         };
-        let position = self.head + self.batch.events.len() as Position;
-        Ok(Answer { wallet: state(command.wallet_id())?, transfer, position, replayed: false })
+        Ok(Answer { wallet: state(command.wallet_id())?, transfer, position: self.head_after(), replayed: false })
     }
 
-    /// Once durable: the names that the store has given to the wallets that are new.
+    /// The head that the decisions stand on.
+    pub(super) fn head(&self) -> Position {
+        self.head
+    }
+
+    /// The head once the batch is durable.
+    pub(super) fn head_after(&self) -> Position {
+        self.head + self.batch.events.len() as Position
+    }
+
+    /// Puts in the names that the store gives to the wallets that are new, once the batch is durable.
     pub(super) fn name_new_streams(&mut self) {
         for (place, event) in self.batch.events.iter().enumerate() {
             if event.revision == 0

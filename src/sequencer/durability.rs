@@ -41,6 +41,11 @@ impl<L: EventLog> Appender<L> {
         Ok(actual)
     }
 
+    /// Whether others write too: then the head is to be settled before each decision.
+    pub(super) fn is_contended(&self) -> bool {
+        self.contended_batches > 0
+    }
+
     /// Others write too, and were faster.
     pub(super) fn lost_the_race(&mut self) {
         self.contended_batches = CONTENDED_BATCHES;

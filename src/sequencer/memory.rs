@@ -35,6 +35,11 @@ impl Memory {
         self.head
     }
 
+    /// A wallet, if it is here.
+    pub(super) fn held(&mut self, id: &WalletId) -> Option<&Held> {
+        self.wallets.get(id)
+    }
+
     pub(super) fn forget_everything(&mut self) {
         self.wallets.clear();
         self.head = None;
@@ -92,7 +97,7 @@ impl Memory {
                 if found.contains_key(id) {
                     continue;
                 }
-                match self.wallets.get(id) {
+                match self.held(id) {
                     Some(held) => {
                         found.insert(id.clone(), held.clone());
                     }

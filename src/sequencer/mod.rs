@@ -1,5 +1,6 @@
 //! The write path. One task, the [`Sequencer`], decides commands one after another against wallets that it holds in memory,
-//! and makes many of them durable in one commit: while that commit is under way, the next batch gathers.
+//! and makes many of them durable in one commit: while that commit is under way, the next batch gathers, and where many
+//! wait it is decided as well.
 //!
 //! Callers talk to a [`CommandService`]; each waits for its own durable answer. What makes this safe:
 //!
@@ -15,6 +16,7 @@
 
 mod batch;
 mod durability;
+mod foresight;
 mod idempotency;
 mod memory;
 mod run;
@@ -27,7 +29,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::log::Position;
@@ -141,6 +143,8 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct CommandService {
     queue: mpsc::Sender<Job>,
+    /// Rung while [`foresight::MANY`] commands or more wait.
+    many_wait: Arc<Notify>,
     command_deadline: Duration,
 }
 
@@ -175,7 +179,7 @@ impl CommandService {
     /// A service, and the queue whose commands somebody has to answer.
     pub(crate) fn new(options: &SequencerOptions) -> (Self, mpsc::Receiver<Job>) {
         let (queue, jobs) = mpsc::channel(options.queue_max.max(1));
-        (CommandService { queue, command_deadline: options.command_deadline }, jobs)
+        (CommandService { queue, many_wait: Arc::default(), command_deadline: options.command_deadline }, jobs)
     }
 
     /// Executes a command and waits until it is durable.
@@ -193,6 +197,9 @@ impl CommandService {
                 CommandError::Unavailable { maybe_done: false, retry_after: RETRY_AFTER }
             }
         })?;
+        if self.queue.max_capacity() - self.queue.capacity() >= foresight::MANY {
+            self.many_wait.notify_one();
+        }
         match tokio::time::timeout(self.command_deadline, answer).await {
             Ok(Ok(answer)) => answer,
             // No answer in time, or the sequencer is gone with the command in its hands.

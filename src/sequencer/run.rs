@@ -1,15 +1,18 @@
 //! The sequencer's loop: gather, load, decide, append, answer.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
 
 use chrono::{DateTime, SubsecRound, Utc};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::log::{Atomicity, EventLog, KeyRecord, KeyScope, Position};
 use crate::sequencer::batch::{Deciding, Verdict};
 use crate::sequencer::durability::Appender;
+use crate::sequencer::foresight::{Decided, until_many_wait};
 use crate::sequencer::memory::Memory;
 use crate::sequencer::setback::{Setback, backoff};
 use crate::sequencer::snapshots::{SAVE_EVERY, Snapshots};
@@ -21,6 +24,16 @@ pub struct Sequencer<L> {
     log: Timely<L>,
     batch_max: usize,
     queue: mpsc::Receiver<Job>,
+    /// Rung while many commands wait in the queue.
+    many_wait: Arc<Notify>,
+    /// The next batch, decided while the last one became durable.
+    foreseen: Option<Decided>,
+    /// Parts of a batch that the log refused as a whole; the next one is the last.
+    parts: Vec<Vec<Job>>,
+    /// Commands that were taken out of the queue and are still to be decided; they go before it.
+    taken: Vec<Job>,
+    /// A durable batch whose callers are told while the next one is under way.
+    untold: Option<Decided>,
     on_append: Box<dyn Fn(Position) + Send + Sync>,
     memory: Memory,
     appender: Appender<Timely<L>>,
@@ -49,6 +62,11 @@ impl<L: EventLog> Sequencer<L> {
         let sequencer = Sequencer {
             batch_max: options.batch_max,
             queue,
+            many_wait: Arc::clone(&service.many_wait),
+            foreseen: None,
+            parts: Vec::new(),
+            taken: Vec::new(),
+            untold: None,
             on_append: Box::new(on_append),
             memory: Memory::new(options.cached_wallets_max),
             appender: Appender::new(log.clone()),
@@ -62,13 +80,12 @@ impl<L: EventLog> Sequencer<L> {
     /// Runs until stopped, or until every [`CommandService`] is gone. On stop no new command is taken, and those that
     /// were are answered.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut jobs = Vec::with_capacity(self.batch_max);
         let mut stopping = false;
         let mut saves = tokio::time::interval(SAVE_EVERY);
         saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let taken = tokio::select! {
-                taken = self.queue.recv_many(&mut jobs, self.batch_max) => taken,
+            let next = tokio::select! {
+                biased;
                 _ = saves.tick(), if self.snapshots.are_waiting() => {
                     self.snapshots.save();
                     continue;
@@ -78,34 +95,48 @@ impl<L: EventLog> Sequencer<L> {
                     stopping = true;
                     continue;
                 }
+                next = self.next_batch() => next,
             };
-            if taken == 0 {
-                break;
+            let Some((jobs, foreseen)) = next else { break };
+            self.process(jobs, foreseen, &stop).await;
+            if self.foreseen.is_none() {
+                // Callers that have just been answered often have the next command at hand: it shall be in the next batch.
+                tokio::task::yield_now().await;
             }
-            jobs.retain(|job: &Job| job.claim.take());
-            self.process(std::mem::take(&mut jobs), &stop).await;
-            // Callers that have just been answered often have the next command at hand: it shall be in the next batch.
-            tokio::task::yield_now().await;
         }
         self.snapshots.finish().await;
     }
 
-    /// Takes a batch to its answers. What the log refuses for good is halved until it is a single command: one that can
-    /// never be done shall not take others with it.
-    async fn process(&mut self, jobs: Vec<Job>, stop: &CancellationToken) {
-        let mut groups = vec![jobs];
-        while let Some(group) = groups.pop() {
-            groups.extend(self.process_together(group, stop).await);
+    /// The next commands, and what was decided on them if it was; `None` once none will come any more. May be dropped while it
+    /// waits.
+    async fn next_batch(&mut self) -> Option<(Vec<Job>, Option<Decision>)> {
+        if let Some(Decided { jobs, verdicts, deciding }) = self.foreseen.take() {
+            return Some((jobs, Some((verdicts, deciding))));
         }
+        if let Some(part) = self.parts.pop() {
+            return Some((part, None));
+        }
+        let mut fresh = Vec::new();
+        if self.taken.is_empty() && self.queue.recv_many(&mut fresh, self.batch_max).await == 0 {
+            return None;
+        }
+        while self.taken.len() + fresh.len() < self.batch_max
+            && let Ok(job) = self.queue.try_recv()
+        {
+            fresh.push(job);
+        }
+        self.taken.extend(fresh.into_iter().filter(|job| job.claim.take()));
+        Some((std::mem::take(&mut self.taken), None))
     }
 
-    /// Takes commands to their answers, however long the log is away, or gives them back in two halves, the second one first.
-    /// Once the process is stopping, and the log still away, the callers are told so.
-    async fn process_together(&mut self, mut jobs: Vec<Job>, stop: &CancellationToken) -> Vec<Vec<Job>> {
+    /// Takes commands to their answers, however long the log is away. Once the process is stopping, and the log still away, the
+    /// callers are told so. What the log refuses for good is halved until it is a single command: one that can never be done
+    /// shall not take others with it.
+    async fn process(&mut self, mut jobs: Vec<Job>, mut foreseen: Option<Decision>, stop: &CancellationToken) {
         let mut waits = backoff();
         while !jobs.is_empty() {
-            match self.attempt(&mut jobs, stop).await {
-                Ok(()) => waits = backoff(),
+            match self.attempt(&mut jobs, foreseen.take(), stop).await {
+                Ok(()) => break,
                 Err(Setback::Unknown(reason)) => {
                     tracing::error!(reason, "the outcome of an append stays unknown");
                     self.memory.forget_everything();
@@ -128,49 +159,47 @@ impl<L: EventLog> Sequencer<L> {
                     self.appender.release_head().await;
                     self.memory.forget_everything();
                     if jobs.len() > 1 {
-                        let second = jobs.split_off(jobs.len() / 2);
-                        return vec![second, jobs];
+                        self.parts.push(jobs.split_off(jobs.len() / 2));
+                        self.parts.push(jobs);
+                        break;
                     }
                     tracing::error!(%error, "a command could not be appended");
                     answer_all(std::mem::take(&mut jobs), &error);
                 }
             }
         }
-        Vec::new()
     }
 
-    /// One attempt: jobs are taken out as they are answered. Those left in it after `Ok` are to be decided again.
-    async fn attempt(&mut self, jobs: &mut Vec<Job>, stop: &CancellationToken) -> Result<(), Setback> {
+    /// One attempt: after `Ok` all of the jobs are answered, or will be while the next batch is under way.
+    async fn attempt(
+        &mut self,
+        jobs: &mut Vec<Job>,
+        mut foreseen: Option<Decision>,
+        stop: &CancellationToken,
+    ) -> Result<(), Setback> {
         let mut known_keys: HashMap<KeyScope, KeyRecord> = HashMap::new();
         let mut lost_for_no_reason = 0;
         let mut keys_looked_up = false;
         loop {
-            let head = self.appender.settle_head(self.memory.head()).await?;
-            self.memory.advance(&self.log, head).await?;
-            let loaded = self.memory.load(&self.log, jobs).await?;
-            let mut deciding = Deciding::new(head, self.next_time(), loaded);
-            let verdicts: Vec<Verdict> = jobs
-                .iter()
-                .map(|job| {
-                    let known = idempotency::scope(&job.request).and_then(|scope| known_keys.get(&scope).cloned());
-                    deciding.decide(&job.request, known.as_ref())
-                })
-                .collect();
+            let (verdicts, mut deciding) = match foreseen.take() {
+                Some(decision) => decision,
+                None => self.decide(jobs, &known_keys).await?,
+            };
+            let head = deciding.head();
             // An append finds out by itself whether a key is known, but a refusal writes nothing: what is refused now may be
             // what was done before, and then that is the answer.
-            let refused_with_a_key = jobs.iter().zip(&verdicts).any(|(job, verdict)| {
-                job.request.idempotency_key.is_some()
-                    && matches!(verdict, Verdict::Answer(Err(CommandError::Rejected(_))))
-            });
-            if refused_with_a_key && !keys_looked_up {
+            let mut decisions = jobs.iter().zip(&verdicts);
+            if !keys_looked_up && decisions.any(|(job, verdict)| verdict.may_stand_for_an_earlier_one(job)) {
                 keys_looked_up = true;
                 known_keys = self.known_keys(jobs).await?;
                 if !known_keys.is_empty() {
                     continue;
                 }
             }
-            if self.appender.make_durable(&deciding.batch, stop).await? {
-                return self.answer(std::mem::take(jobs), verdicts, deciding).await;
+            deciding.name_new_streams();
+            if self.make_durable(&deciding, stop).await? {
+                self.answer(Decided { jobs: std::mem::take(jobs), verdicts, deciding }).await;
+                return Ok(());
             }
             // Lost: somebody has appended, or a key is known. Find out which, and decide again.
             let keys_before = known_keys.len();
@@ -191,30 +220,78 @@ impl<L: EventLog> Sequencer<L> {
         }
     }
 
-    /// Tells the callers, now that what they are told is durable, and takes the new states into memory.
-    async fn answer(&mut self, jobs: Vec<Job>, verdicts: Vec<Verdict>, mut deciding: Deciding) -> Result<(), Setback> {
-        let appended = deciding.batch.events.len() as Position;
-        let head = deciding.batch.expected_head.unwrap_or_default() + appended;
-        if appended > 0 {
-            deciding.name_new_streams();
-            (self.on_append)(head);
-        }
-        let mut replays = Vec::new();
-        for (job, verdict) in jobs.into_iter().zip(verdicts) {
-            match verdict {
-                Verdict::Answer(answer) => {
-                    // A caller that has gone away is told nothing.
-                    let _ = job.reply.send(answer);
+    async fn decide(
+        &mut self,
+        jobs: &mut Vec<Job>,
+        known_keys: &HashMap<KeyScope, KeyRecord>,
+    ) -> Result<Decision, Setback> {
+        let head = self.appender.settle_head(self.memory.head()).await?;
+        self.memory.advance(&self.log, head).await?;
+        let loaded = self.memory.load(&self.log, jobs).await?;
+        let mut deciding = Deciding::new(head, next_time(&mut self.last_recorded_at), loaded);
+        let verdicts = jobs
+            .iter()
+            .map(|job| {
+                let known = idempotency::scope(&job.request).and_then(|scope| known_keys.get(&scope).cloned());
+                deciding.decide(&job.request, known.as_ref())
+            })
+            .collect();
+        Ok((verdicts, deciding))
+    }
+
+    /// Makes a batch durable; `false`: nothing was written. While it is under way the callers of the one before are told, and if
+    /// many wait the next one is decided.
+    async fn make_durable(&mut self, current: &Deciding, stop: &CancellationToken) -> Result<bool, Setback> {
+        // Under contention the head is settled before each decision, and what was taken before goes first.
+        let looks_ahead = !self.appender.is_contended() && self.parts.is_empty() && self.taken.is_empty();
+        let durable = {
+            let append = self.appender.make_durable(&current.batch, stop);
+            let meanwhile = async {
+                if let Some(untold) = self.untold.take() {
+                    finish(untold, &mut self.memory, &mut self.snapshots);
                 }
-                Verdict::Replay(record) => replays.push((job, record)),
+                if looks_ahead {
+                    until_many_wait(&self.queue, &self.many_wait).await;
+                    let at = next_time(&mut self.last_recorded_at);
+                    let next = Deciding::new(current.head_after(), at, HashMap::new());
+                    let next = self.foreseen.insert(Decided::nothing(next));
+                    next.foresee(current, &mut self.memory, &mut self.queue, self.batch_max, &mut self.taken).await;
+                }
+                std::future::pending::<Infallible>().await
+            };
+            tokio::select! {
+                biased;
+                durable = append => durable,
+                never = meanwhile => match never {},
             }
+        };
+        // The append may have ended at once.
+        if let Some(untold) = self.untold.take() {
+            finish(untold, &mut self.memory, &mut self.snapshots);
         }
-        for (job, record) in replays {
+        let foreseen = self.foreseen.take_if(|next| !matches!(durable, Ok(true)) || next.jobs.is_empty());
+        if let Some(forgotten) = foreseen {
+            self.taken.splice(..0, forgotten.jobs);
+        }
+        durable
+    }
+
+    /// Tells the callers, now that what they are told is durable, and takes the new states into memory. Where the next batch is
+    /// ready to go, that goes first.
+    async fn answer(&mut self, mut done: Decided) {
+        if !done.deciding.batch.events.is_empty() {
+            (self.on_append)(done.deciding.head_after());
+        }
+        if self.foreseen.is_some() && !done.verdicts.iter().any(|verdict| matches!(verdict, Verdict::Replay(_))) {
+            self.untold = Some(done);
+            return;
+        }
+        for (job, record) in done.tell() {
             let command = &job.request.command;
-            let counterparty = command.counterparty().and_then(|id| deciding.wallets.get(id));
-            let answer = match deciding.wallets.get(command.wallet_id()) {
+            let wallets = &done.deciding.wallets;
+            let answer = match wallets.get(command.wallet_id()) {
                 Some(held) => {
-                    let counterparty = counterparty.map(|held| &held.wallet);
+                    let counterparty = command.counterparty().and_then(|id| wallets.get(id)).map(|held| &held.wallet);
                     idempotency::replay(&self.log, &record, &held.wallet, counterparty).await
                 }
                 None => {
@@ -223,11 +300,7 @@ impl<L: EventLog> Sequencer<L> {
             };
             let _ = job.reply.send(answer);
         }
-        if appended > 0 {
-            let snapshots = &mut self.snapshots;
-            self.memory.keep(head, deciding.wallets, |held, before| snapshots.take(held, before));
-        }
-        Ok(())
+        finish(done, &mut self.memory, &mut self.snapshots);
     }
 
     async fn known_keys(&self, jobs: &[Job]) -> Result<HashMap<KeyScope, KeyRecord>, Setback> {
@@ -238,12 +311,24 @@ impl<L: EventLog> Sequencer<L> {
         let records = self.log.find_keys(&scopes).await?;
         Ok(records.into_iter().map(|record| (record.scope.clone(), record)).collect())
     }
+}
 
-    /// The time of the next batch, to the microsecond as the log keeps it, and never before the last one's.
-    fn next_time(&mut self) -> DateTime<Utc> {
-        self.last_recorded_at = Utc::now().trunc_subsecs(6).max(self.last_recorded_at);
-        self.last_recorded_at
+/// What each of a batch's callers is to be told, and what has to be durable before.
+type Decision = (Vec<Verdict>, Deciding);
+
+/// Tells the callers of a durable batch, as far as they were not told, and takes its states into memory.
+fn finish<L: EventLog>(mut done: Decided, memory: &mut Memory, snapshots: &mut Snapshots<L>) {
+    done.tell();
+    if !done.deciding.batch.events.is_empty() {
+        let head = done.deciding.head_after();
+        memory.keep(head, done.deciding.wallets, |held, before| snapshots.take(held, before));
     }
+}
+
+/// The time of the next batch, to the microsecond as the log keeps it, and never before the last one's.
+fn next_time(last_recorded_at: &mut DateTime<Utc>) -> DateTime<Utc> {
+    *last_recorded_at = Utc::now().trunc_subsecs(6).max(*last_recorded_at);
+    *last_recorded_at
 }
 
 fn answer_all(jobs: Vec<Job>, error: &CommandError) {
