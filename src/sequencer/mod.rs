@@ -10,6 +10,8 @@
 //! - **A rejection is as true as a success.** It is given only once the head is known not to have moved under the decision.
 //! - **An append with an unknown outcome** (the connection died, the time ran out) is sent again, byte for byte. At most
 //!   one of the attempts can win the swap; if the swap is lost, the event ids that stand in the log tell whose it was.
+//! - **What is decided ahead** stands on a batch that is not durable yet: it is sent only once that one is, and is decided
+//!   anew if that one fails.
 //! - **Idempotency keys** are written in the same commit, and an append that would write a known key writes nothing.
 //!
 //! The idea of deciding in memory and committing in groups is the LMAX architecture's, with group commit as databases do it.
