@@ -37,7 +37,7 @@ pub(crate) use tail::{Claim, Extent, TopicTail};
 pub(crate) use topic_reader::{TopicReader, TopicRecord};
 pub use topics::{Setting, TopicReport, TopicsReport, Verdict, apply_topics, inspect_topics};
 pub(crate) use topics::{batch_bytes_max, ensure_topic};
-pub(crate) use watermarks::{OffsetReader, Offsets};
+pub(crate) use watermarks::{OffsetReader, Offsets, Watermarks};
 
 /// The topic that carries every event.
 pub const EVENTS_TOPIC: &str = "wallet-events";

@@ -8,7 +8,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::embedded::broker::CONSUMER_SETTINGS;
-use crate::kafka::KafkaConfig;
+use crate::kafka::{DLQ_TOPIC, KafkaConfig};
 
 /// The records that a partition holds: from `low` up to and without `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +19,13 @@ pub(crate) struct Watermarks {
     pub end: i64,
 }
 
-/// What the broker said about a topic and groups.
+/// What the broker said about a topic, the dead letters' topic and groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Offsets {
     /// By partition. Empty where the topic does not exist.
     pub watermarks: BTreeMap<i32, Watermarks>,
+    /// Those of [`DLQ_TOPIC`], likewise.
+    pub dead_letters: BTreeMap<i32, Watermarks>,
     /// Committed offsets by group and partition; only those that are there.
     pub committed: BTreeMap<(String, i32), i64>,
     /// How many members each group has; only those of which the broker tells.
@@ -66,6 +68,7 @@ impl OffsetReader {
             };
             if offsets.watermarks.is_empty() {
                 offsets.watermarks = watermarks(client, topic, deadline)?;
+                offsets.dead_letters = watermarks(client, DLQ_TOPIC, deadline)?;
             }
             let mut wanted = TopicPartitionList::with_capacity(offsets.watermarks.len());
             for partition in offsets.watermarks.keys() {

@@ -1,5 +1,6 @@
 //! Asks the database and the broker, and puts the two together.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio::sync::{Mutex, watch};
 
-use crate::kafka::{EVENTS_TOPIC, KafkaConfig, OffsetReader, Offsets};
+use crate::kafka::{DLQ_TOPIC, EVENTS_TOPIC, KafkaConfig, OffsetReader, Offsets, Watermarks};
 use crate::kurrentdb::KurrentLog;
 use crate::lag::behind::Behind;
 use crate::lag::state::{Broker, GroupFacts, OutboxFacts, Waiting, group_state, needs_help, outbox_state, state_of};
@@ -121,7 +122,7 @@ impl LagProbe {
         let outbox = moment.outbox(relay);
         let groups: Vec<GroupLag> = standing.groups().into_iter().map(|group| moment.group(group)).collect();
         let total = total(ingest.as_ref(), &outbox, &groups);
-        let report = LagReport { total, ingest, outbox, broker, topics: vec![moment.topic()], groups, parked };
+        let report = LagReport { total, ingest, outbox, broker, topics: moment.topics(), groups, parked };
         self.last.send_replace(Some((asked, report.clone())));
         Ok(report)
     }
@@ -209,19 +210,15 @@ impl Moment<'_> {
         }
     }
 
-    fn topic(&self) -> TopicLag {
-        let watermarks = &self.offsets.watermarks;
-        let exists = match self.broker {
-            Broker::Away => None,
-            Broker::WithoutTopic => Some(false),
-            Broker::Serving => Some(true),
-        };
-        TopicLag {
-            topic: EVENTS_TOPIC.to_owned(),
-            exists,
+    fn topics(&self) -> Vec<TopicLag> {
+        let found = [(EVENTS_TOPIC, &self.offsets.watermarks), (DLQ_TOPIC, &self.offsets.dead_letters)];
+        let topic = |(topic, watermarks): (&str, &BTreeMap<i32, Watermarks>)| TopicLag {
+            topic: topic.to_owned(),
+            exists: (!matches!(self.broker, Broker::Away)).then_some(!watermarks.is_empty()),
             partitions: i32::try_from(watermarks.len()).unwrap_or(i32::MAX),
-            records: (exists == Some(true)).then(|| watermarks.values().map(|found| found.end - found.low).sum()),
-        }
+            records: (!watermarks.is_empty()).then(|| watermarks.values().map(|found| found.end - found.low).sum()),
+        };
+        found.into_iter().map(topic).collect()
     }
 
     fn group(&self, group: &str) -> GroupLag {
