@@ -33,10 +33,10 @@ pub use record::{
     EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_FOLLOWS,
     HEADER_LATE, HEADER_POSITION, HEADER_REVISION, OutgoingRecord, RecordError,
 };
-pub(crate) use tail::{Claim, Extent, TopicTail};
+pub(crate) use tail::{Claim, Extent, Replicas, TopicTail};
 pub(crate) use topic_reader::{TopicReader, TopicRecord};
 pub use topics::{Setting, TopicReport, TopicsReport, Verdict, apply_topics, inspect_topics};
-pub(crate) use topics::{batch_bytes_max, ensure_topic};
+pub(crate) use topics::{batch_bytes_max, ensure_topic, in_sync_min};
 pub(crate) use watermarks::{OffsetReader, Offsets, Watermarks};
 
 /// The topic that carries every event.

@@ -32,6 +32,14 @@ pub(crate) struct Extent {
     pub(crate) end: i64,
 }
 
+/// How many copies of a partition there are, and how many of them have what its leader has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Replicas {
+    pub(crate) partition: i32,
+    pub(crate) all: usize,
+    pub(crate) in_sync: usize,
+}
+
 /// A record that claims a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
@@ -61,6 +69,18 @@ impl TopicTail {
     pub(crate) fn extent(&self, partition: i32) -> Result<Extent, KafkaError> {
         let (low, end) = self.consumer.fetch_watermarks(EVENTS_TOPIC, partition, ANSWER_TIMEOUT)?;
         Ok(Extent { low, end })
+    }
+
+    /// The replicas of each partition; none where there is no such topic.
+    pub(crate) fn replicas(&self) -> Result<Vec<Replicas>, KafkaError> {
+        let metadata = self.consumer.fetch_metadata(Some(EVENTS_TOPIC), ANSWER_TIMEOUT)?;
+        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let counted = partitions.map(|found| Replicas {
+            partition: found.id(),
+            all: found.replicas().len(),
+            in_sync: found.isr().len(),
+        });
+        Ok(counted.collect())
     }
 
     /// Reads from one offset up to, and without, another. What claims a position is handed over, in order, some at a time.

@@ -178,7 +178,7 @@ pub(crate) async fn batch_bytes_max(kafka: &KafkaConfig) -> Option<usize> {
     // The embedded broker tells of no settings.
     let administrator = Administrator::new(kafka).ok().filter(|_| !kafka.embedded)?;
     match tokio::time::timeout(QUICK_ANSWER_TIMEOUT, administrator.settings_of(EVENTS_TOPIC)).await {
-        Ok(Ok(settings)) => settings.get("max.message.bytes")?.value.as_deref()?.parse().ok(),
+        Ok(Ok(settings)) => number(&settings, "max.message.bytes"),
         Ok(Err(error)) => {
             tracing::warn!(%error, "how large a record may be is not known");
             None
@@ -190,8 +190,29 @@ pub(crate) async fn batch_bytes_max(kafka: &KafkaConfig) -> Option<usize> {
     }
 }
 
+/// With how many replicas in sync a partition of [`EVENTS_TOPIC`] takes records, and shows those that it took; `None` where the
+/// brokers do not tell.
+///
+/// # Errors
+/// [`TopicsError`] where they do not answer.
+pub(crate) async fn in_sync_min(kafka: &KafkaConfig) -> Result<Option<usize>, TopicsError> {
+    match Administrator::new(kafka)?.settings_of(EVENTS_TOPIC).await {
+        Ok(settings) => Ok(number(&settings, IN_SYNC_MIN)),
+        Err(TopicsError::Refused { reason, .. }) => {
+            tracing::warn!(reason, "how many replicas have to be in sync is not known");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn number(settings: &ConfigResource, name: &str) -> Option<usize> {
+    settings.get(name)?.value.as_deref()?.parse().ok()
+}
+
 const PARTITIONS: &str = "partitions";
 const REPLICATION: &str = "replication";
+const IN_SYNC_MIN: &str = "min.insync.replicas";
 
 async fn inspect(administrator: &Administrator, embedded: bool) -> Result<TopicsReport, TopicsError> {
     let cluster = administrator.cluster().await?;
@@ -296,10 +317,10 @@ fn report<'a>(wanted: &Wanted, brokers: usize, copies: usize, found: impl Fn(&st
         ),
         // A stricter number is an operator's choice, for as long as the copies are there that it asks for.
         setting(
-            "min.insync.replicas",
+            IN_SYNC_MIN,
             in_sync,
             in_sync,
-            found("min.insync.replicas"),
+            found(IN_SYNC_MIN),
             |is| is.parse::<usize>().is_ok_and(|is| is >= in_sync && is <= copies),
             Verdict::Settable,
             None,

@@ -1,21 +1,28 @@
 //! Where a session begins: what the topic holds, beside what was noted of it last.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
-use crate::kafka::{Claim, EVENTS_PARTITIONS, Extent, OutgoingRecord, TopicTail};
+use crate::kafka::{Claim, EVENTS_PARTITIONS, EVENTS_TOPIC, Extent, OutgoingRecord, Replicas, TopicTail, in_sync_min};
 use crate::log::{EventLog, Position, RecordedEvent};
 use crate::postgres::{RelayTail, slowest_positions};
 use crate::projection::BUILT_IN;
-use crate::relay::Relay;
 use crate::relay::lease::Lease;
-use crate::relay::setback::Setback;
+use crate::relay::setback::{Setback, about_the_topic};
+use crate::relay::{Relay, pause_for};
 
 /// How many offsets at the end are looked at first for a record of the relay's; then ten times as many, and so on.
 const LOOK_BACK: i64 = 50;
 /// How much of the log is read at once to hold records against.
 const PAGE: usize = 1_000;
+/// For how long the ends of the partitions have to stay where they are, while replicas are missing, to count as all that there is.
+/// What a leader has yet to show it shows once those in sync have fetched it, which they do without a pause.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+/// After so many looks it is others who write, and go on writing.
+const SETTLING_LOOKS_MAX: u32 = 10;
 
 /// Which events a partition has already.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,16 +68,16 @@ pub(super) struct Beginning {
 pub(super) fn begin<L: EventLog>(
     relay: &Relay<L>,
     runtime: &Handle,
+    stop: &CancellationToken,
     lease: &mut Lease<'_>,
 ) -> Result<Beginning, Setback> {
     let (checkpoint, noted) = lease.ask(async |session| session.checkpoint().await)?;
     let look = Look { topic: TopicTail::new(&relay.kafka)?, log: &relay.log, runtime };
+    let extents = look.settled_extents(relay, stop, lease)?;
     let mut present = Vec::new();
     let mut strange = BTreeMap::new();
-    let mut is_empty = true;
-    for partition in 0..EVENTS_PARTITIONS {
-        let extent = look.topic.extent(partition)?;
-        is_empty &= extent.end == 0;
+    let is_empty = extents.iter().all(|extent| extent.end == 0);
+    for (partition, extent) in (0..).zip(extents) {
         let noted = noted.get(&partition);
         match noted.map(|noted| look.beyond(partition, extent, *noted)).transpose()? {
             Some(Ok(beyond)) => {
@@ -133,6 +140,42 @@ struct Look<'a, L> {
 }
 
 impl<L: EventLog> Look<'_, L> {
+    /// Where each partition begins and ends, once its leader shows all that it has.
+    ///
+    /// A leader shows what all replicas in sync have, and nothing new while those are too few. What a session sent before they
+    /// were too few may lie there unseen, and come to light when they are enough: whoever looked meanwhile would send it again.
+    fn settled_extents(
+        &self,
+        relay: &Relay<L>,
+        stop: &CancellationToken,
+        lease: &mut Lease<'_>,
+    ) -> Result<Vec<Extent>, Setback> {
+        let replicas = self.topic.replicas()?;
+        let missing = replicas.iter().filter(|replicas| replicas.in_sync < replicas.all);
+        let fewest = missing.min_by_key(|replicas| replicas.in_sync);
+        if let Some(Replicas { partition, all, in_sync }) = fewest {
+            let least = self.runtime.block_on(in_sync_min(&relay.kafka)).map_err(about_the_topic)?;
+            if let Some(least) = least.filter(|least| in_sync < least) {
+                return Err(Setback::from(format!(
+                    "partition {partition} of {EVENTS_TOPIC} has {in_sync} of {all} replicas in sync, and takes no records with \
+                     fewer than {least}"
+                )));
+            }
+        }
+        let extents =
+            || (0..EVENTS_PARTITIONS).map(|partition| self.topic.extent(partition)).collect::<Result<Vec<_>, _>>();
+        let mut found = extents()?;
+        for _ in 0..fewest.map_or(0, |_| SETTLING_LOOKS_MAX) {
+            pause_for(SETTLED_AFTER, self.runtime, stop);
+            lease.assert_held()?;
+            let before = std::mem::replace(&mut found, extents()?);
+            if before == found {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
     /// The events that a partition has behind the noted record; or how it shows that the note is another topic's.
     fn beyond(
         &self,

@@ -21,8 +21,9 @@
 //!   which may be after the next relay has looked. The same goes for a request that a broker has in hand meanwhile.
 //! - Between the look at the clock and the client's own queue lie some instructions. A process that is halted just there sends
 //!   that one record when it wakes, if the broker is quicker than the purge that follows.
-//! - A leader shows consumers only what all replicas in sync have. If those are gone and not yet counted out for longer than
-//!   [`STALL_MAX`](crate::kafka), a session that begins anew does not see what it has sent, and sends it again.
+//! - A leader shows consumers only what all replicas in sync have, and nothing new while those are fewer than
+//!   `min.insync.replicas`. A session does not begin while they are too few, and while some are missing it looks until nothing
+//!   more comes to light. But if those in sync are gone and not yet counted out, it cannot know, and may send again what is there.
 //! - The clock of a machine that sleeps stands still, the client's too.
 //!
 //! In all of these the records lie in the topic twice. Effects stay exactly once, because a projection passes over every

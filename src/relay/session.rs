@@ -90,7 +90,7 @@ fn publish<L: EventLog>(
     let ask_limit = ask_limit || !withheld.is_empty();
     let said = if ask_limit { runtime.block_on(batch_bytes_max(&relay.kafka)) } else { None };
     let publisher = Publisher::new(&relay.kafka, said.unwrap_or(RECORD_BYTES_MAX))?;
-    let beginning = begin(relay, runtime, lease)?;
+    let beginning = begin(relay, runtime, stop, lease)?;
     // An answer to this shows that the lease was held for as long as the topic was looked at.
     match &beginning.refill {
         Some((reason, _)) => lease.say(RelayState::Refilling, Some(reason.clone()))?,
