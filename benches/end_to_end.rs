@@ -61,7 +61,7 @@ async fn main() {
     let long = directory.path().join("long");
     if args.kafka {
         let kafka = Kafka::start();
-        let serve = Serve::start_on(&long, Some(&kafka.address())).await;
+        let serve = Serve::start_with(&long, &["--kafka-brokers", &kafka.address()]).await;
         against_pgbench(&serve, &args, 1.0);
         return serve.stop();
     }

@@ -45,7 +45,8 @@
 //!
 //! # The rooms
 //! [`money`] and [`wallet`] decide and know no I/O; [`log`] is the one order of events, [`sequencer`] the way into it (with events in
-//! an event store of its own: [`kurrentdb`] the log, [`lanes`] the way into it, [`ingest`] from there to here); [`relay`]
+//! an event store of its own: [`kurrentdb`] the log, [`lanes`] the way into it, [`lease`] what several servers may queue by there,
+//! [`ingest`] from there to here); [`relay`]
 //! and [`projection`] lead out of it; [`dlq`] puts right what went wrong there; [`lag`] and [`verify`] look at all of them;
 //! [`runtime`] puts them together. `examples/` has an embedded wallet, a projection of one's own and notifications.
 
@@ -60,6 +61,7 @@ pub mod kafka;
 pub mod kurrentdb;
 pub mod lag;
 pub mod lanes;
+pub mod lease;
 pub mod loadtest;
 pub mod log;
 pub mod money;

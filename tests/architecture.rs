@@ -55,6 +55,11 @@ fn eventstore_is_named_only_where_kurrentdb_is_and_its_subscriptions_nowhere() {
 }
 
 #[test]
+fn redis_is_named_only_where_leases_are() {
+    assert_only_in("redis::", &["lease"]);
+}
+
+#[test]
 fn sql_is_written_only_in_the_postgres_room() {
     // Others may hold what that room hands out (a pool, a connection, an error), and send no statement.
     for statement in ["sqlx::query", "SELECT ", "INSERT INTO", "UPDATE ", "DELETE FROM"] {
@@ -86,7 +91,8 @@ fn the_domain_is_pure() {
 #[test]
 fn dependencies_point_inwards() {
     // domain <- log <- {sequencer, relay, projection, dlq, lag, verify} <- {http, runtime} <- cli
-    let outward: [(&str, &[&str]); 13] = [
+    let outward: [(&str, &[&str]); 14] = [
+        ("lease", &["sequencer", "lanes", "log", "postgres", "kurrentdb", "http", "runtime", "cli", "loadtest"]),
         (
             "kurrentdb",
             &["sequencer", "lanes", "ingest", "relay", "projection", "lag", "verify", "http", "runtime", "cli"],

@@ -68,16 +68,16 @@ impl Report {
 
 impl Serve {
     pub async fn start(data_dir: &Path) -> Self {
-        Self::start_on(data_dir, None).await
+        Self::start_with(data_dir, &[]).await
     }
 
-    /// On these brokers, or on the embedded one.
-    pub async fn start_on(data_dir: &Path, brokers: Option<&str>) -> Self {
+    /// Told more than where its data is: brokers of one's own, an event store, which parts to run.
+    pub async fn start_with(data_dir: &Path, arguments: &[&str]) -> Self {
         let started = Instant::now();
         let mut child = Command::new(WALLEX)
             .args(["serve", "--listen", "127.0.0.1:0", "--log", "error", "--data-dir"])
             .arg(data_dir)
-            .args(brokers.iter().flat_map(|brokers| ["--kafka-brokers", brokers]))
+            .args(arguments)
             .stderr(Stdio::null())
             .spawn()
             .expect("wallex serve");

@@ -4,6 +4,7 @@
 #
 #   need_build_tools     C and C++ compiler, make and OpenSSL: they build librdkafka, the Kafka client
 #   need_postgres        PostgreSQL's server programs: wallex runs a private server of its own with them
+#   need_redis           Redis's server program: tests start servers of their own with it
 #   need_java            Java 17 or newer: a real Apache Kafka runs on it; find_java then sets $java
 #   need_program git     any other program whose package has its name
 #   install_missing      installs what the lines above found missing; says nothing when that is nothing
@@ -13,6 +14,7 @@
 missing_packages=() # as the system's package manager names them
 missing_reasons=()  # what each is for, in the same order
 postgres_is_missing=no
+redis_is_missing=no
 
 say() {
     printf '%s\n' "$*" >&2
@@ -119,6 +121,16 @@ need_postgres() {
     fi
 }
 
+need_redis() {
+    has redis-server && return
+    redis_is_missing=yes
+    if on_macos; then
+        missing "the server that tests of queueing servers start" redis
+    else
+        missing "the server that tests of queueing servers start" redis-server
+    fi
+}
+
 # find_java: sets `java` to a program of version 17 or newer
 find_java() {
     local candidate version
@@ -188,6 +200,12 @@ mkdir -p /etc/postgresql-common/createcluster.d
 echo create_main_cluster = false > \$setting
 trap \"rm -f \$setting\" EXIT
 $commands"
+    fi
+
+    if [ "$redis_is_missing" = yes ]; then
+        # Debian's package starts a server, and at every boot from then on. The tests start their own.
+        commands="$commands
+systemctl disable --now redis-server 2>/dev/null || service redis-server stop 2>/dev/null || true"
     fi
 
     if [ "$(id -u)" = 0 ]; then

@@ -11,6 +11,7 @@ use crate::cli::part::Member;
 use crate::cli::signals::stop_signal;
 use crate::cli::{EXIT_COULD_NOT_RUN, Outcome, Output, topics};
 use crate::http::Limits;
+use crate::lease::RedisConfig;
 use crate::runtime::{Config, Parts, Wallex};
 
 /// Serve the wallet over HTTP, publish its events, and keep ledger and read model
@@ -30,6 +31,12 @@ pub(super) struct Args {
     /// Run only these parts
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<Part>,
+
+    /// A Redis in which servers that share wallets of an event store queue for them: redis://user:password@host:6379/0
+    ///
+    /// For speed alone: with Redis away everything goes on without queueing. Only with --event-store.
+    #[arg(long, env = "WALLEX_REDIS", value_name = "URL", hide_env_values = true)]
+    redis: Option<String>,
 
     #[command(flatten)]
     member: Member,
@@ -62,14 +69,16 @@ impl Args {
 
 pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome {
     let parts = args.parts();
+    let redis = args.redis.as_deref().filter(|address| !address.is_empty()).map(RedisConfig::new).transpose()?;
+    let queue = redis.as_ref().map(|redis| redis.shown().to_owned());
     // The port first: whether it is free is known at once.
     let listener = match parts.commands {
         true => Some(listen(args.listen).await?),
         false => None,
     };
     let embedded = (config.database_url.is_none(), config.kafka_brokers.is_none());
-    let config =
-        Config { parts, instance_id: args.member.instance_id(), parked_max: Some(args.member.parked_max()), ..config };
+    let (instance_id, parked_max) = (args.member.instance_id(), Some(args.member.parked_max()));
+    let config = Config { parts, instance_id, parked_max, redis, ..config };
     let mut wallex = Wallex::open(config).await?;
     let url = match listener {
         Some(listener) => format!("http://{}", wallex.serve_http(listener, Limits::default())?),
@@ -79,6 +88,9 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
     explain(output, embedded, wallex.database().masked_url(), &wallex.kafka().brokers);
     if let Some(store) = wallex.event_store() {
         output.note(format!("events: in KurrentDB at {store}; the database has a copy"));
+    }
+    if let Some(redis) = queue {
+        output.note(format!("redis: {redis}; servers that share a wallet queue there, for speed alone"));
     }
     match url.as_str() {
         "" => output.note("running; stop with Ctrl-C"),

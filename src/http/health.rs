@@ -41,10 +41,13 @@ struct ReadyBody {
     status: &'static str,
     /// What `/health/kafka` says: `healthy`, `unhealthy`, or `unknown` as long as nobody has asked.
     kafka: &'static str,
+    /// `connected` or `away`; absent where servers do not queue in a Redis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<&'static str>,
 }
 
 /// Commands are decided and made durable, and the database is read. That is all that a command needs: a broker that is away
-/// is told in the body, as of a few seconds ago, and does not make this process unready.
+/// is told in the body, as of a few seconds ago, and does not make this process unready; nor does a Redis that is away.
 pub(super) async fn ready<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> Result<Response, ApiError> {
     let deadline = shared.limits.health_deadline;
     let (write_path, read_model) = tokio::join!(
@@ -54,7 +57,8 @@ pub(super) async fn ready<L: EventLog>(State(shared): State<Arc<Shared<L>>>) -> 
     write_path.and(read_model)?;
     // Not asked now: the silence of a broker takes longer than a probe of readiness waits.
     let kafka = shared.lag.recent(RECENT).map_or("unknown", |report| kafka_status(&report));
-    Ok(ok(&ReadyBody { status: "ok", kafka }))
+    let redis = shared.api.leases.as_ref().map(|leases| if leases.is_connected() { "connected" } else { "away" });
+    Ok(ok(&ReadyBody { status: "ok", kafka, redis }))
 }
 
 /// Sends a command down the whole write path that can only be refused: no wallet takes a debit of nothing.

@@ -73,6 +73,7 @@ use crate::http::error::ApiError;
 use crate::kafka::KafkaConfig;
 use crate::kurrentdb::KurrentLog;
 use crate::lag::LagProbe;
+use crate::lease::Leases;
 use crate::log::EventLog;
 use crate::postgres::Database;
 use crate::sequencer::CommandService;
@@ -95,6 +96,8 @@ pub struct Api<L> {
     pub kafka: Option<KafkaConfig>,
     /// The event store that the health routes ask about; `None` where the events are in the database.
     pub event_store: Option<KurrentLog>,
+    /// The Redis that readiness tells of; `None` where servers do not queue.
+    pub leases: Option<Leases>,
 }
 
 /// What every route has at hand.

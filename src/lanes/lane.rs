@@ -11,7 +11,9 @@ use crate::lanes::Shared;
 use crate::lanes::decide::{Copied, Deciding, Place, Verdict, leg_of, return_id};
 use crate::lanes::known::{Known, unusable};
 use crate::lanes::metadata::CommandMetadata;
+use crate::lanes::turn::Turn;
 use crate::lanes::work::{Caller, CommandWork, Leg, Outcome, Work, reply};
+use crate::lease::Lease;
 use crate::log::{Appended, Batch, EventLog, KeyScope, LogError, Position, RecordedEvent, Revision, SNAPSHOT_FORMAT};
 use crate::money::Amount;
 use crate::sequencer::{Answer, CommandError, RETRY_AFTER, Setback, backoff, scope};
@@ -22,17 +24,26 @@ const TAIL_PAGE: usize = 1_000;
 /// How often a store may refuse an append without showing why before that counts as an outage.
 const UNEXPLAINED_MAX: u32 = 1;
 
-/// Takes work on a wallet to its answers, and gives back what is then known of the wallet.
+/// What a turn leaves behind.
+pub(super) struct Ended {
+    pub(super) id: WalletId,
+    pub(super) known: Option<Known>,
+    pub(super) lease: Option<Lease>,
+}
+
+/// Takes work on a wallet to its answers.
 pub(super) async fn run<L: EventLog>(
     shared: Arc<Shared<L>>,
     id: WalletId,
     known: Option<Known>,
+    turn: Turn,
     works: Vec<Work>,
-) -> (WalletId, Option<Known>) {
+) -> Ended {
     let mut lane = Lane {
         shared,
         known,
         id,
+        turn,
         copied: Copied::default(),
         receivers: HashMap::new(),
         is_fresh: false,
@@ -47,13 +58,14 @@ pub(super) async fn run<L: EventLog>(
         }
     }
     let known = lane.known.filter(|known| !known.is_too_much());
-    (lane.id, known)
+    Ended { id: lane.id, known, lease: lane.turn.end() }
 }
 
 struct Lane<L> {
     shared: Arc<Shared<L>>,
     id: WalletId,
     known: Option<Known>,
+    turn: Turn,
     copied: Copied,
     receivers: HashMap<WalletId, Wallet>,
     /// Whether the stream's end was seen in this turn, and nothing after what is known.
@@ -108,6 +120,9 @@ impl<L: EventLog> Lane<L> {
     async fn attempt(&mut self, works: &mut Vec<Work>) -> Result<(), Setback> {
         if self.known.is_none() {
             self.load().await?;
+        }
+        if self.turn.comes(&self.id).await && self.catch_up().await? > 0 {
+            self.turn.met_another(&self.id);
         }
         // After the load: the copy then knows at least what the load has left to it.
         self.look_up(works).await?;
@@ -286,6 +301,7 @@ impl<L: EventLog> Lane<L> {
             (self.shared.on_append)();
             return Ok(there.last().map(|last| last.position));
         }
+        self.turn.met_another(&self.id);
         Ok(None)
     }
 

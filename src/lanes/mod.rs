@@ -28,6 +28,12 @@
 //! other, back to the payer, under an id made from the first one's. A receiver is asked once only, by its own stream, so the two
 //! outcomes exclude each other. A return that finds no room in turn is not sent back again but waits until there is.
 //!
+//! # Several servers on one wallet
+//! Each append that loses has been decided in vain, and is read and decided again. A server that meets another one on a wallet takes,
+//! where it is given a Redis, a [lease](crate::lease) before it decides, for as long as it goes on meeting others there: then they
+//! go one after another instead. It holds it for the commands that wait, and brings what it knows up to date first. None of what is
+//! said above rests on that.
+//!
 //! # What the position of an answer is
 //! The store's own, of the append's last event. The copy has positions of its own.
 
@@ -38,6 +44,7 @@ mod lane;
 mod metadata;
 mod pending;
 mod receivers;
+mod turn;
 mod work;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -51,6 +58,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::lease::{Lease, Leases};
 use crate::log::{Atomicity, EventLog, PostgresLog};
 use crate::postgres::Database;
 use crate::sequencer::{CommandService, Job, SequencerOptions, Timely};
@@ -59,8 +67,10 @@ use crate::wallet::{Wallet, WalletId};
 pub use copied::CopiedLog;
 use known::Known;
 pub(crate) use known::command_kind;
+use lane::Ended;
 pub(crate) use metadata::CommandMetadata;
 pub use pending::{PendingTransfer, pending_transfers};
+use turn::Turn;
 use work::{CommandWork, Work};
 
 /// How many wallets have an append under way at once.
@@ -79,6 +89,7 @@ pub enum LanesError {
 /// The write path of this process. Run it with [`Lanes::run`].
 pub struct Lanes<L> {
     shared: Arc<Shared<L>>,
+    leases: Option<Leases>,
     queue: mpsc::Receiver<Job>,
     follow_ups: mpsc::UnboundedReceiver<(WalletId, Work)>,
     /// What waits for each wallet.
@@ -87,8 +98,10 @@ pub struct Lanes<L> {
     /// Wallets whose turn it is, and those as well that run.
     ready: VecDeque<WalletId>,
     active: HashSet<WalletId>,
-    running: JoinSet<(WalletId, Option<Known>)>,
+    running: JoinSet<Ended>,
     known: LruCache<WalletId, Known>,
+    /// Of wallets that run again at once.
+    kept: HashMap<WalletId, Lease>,
 }
 
 /// What every lane works with.
@@ -134,6 +147,7 @@ impl<L: EventLog> Lanes<L> {
         };
         let lanes = Lanes {
             shared: Arc::new(shared),
+            leases: None,
             queue,
             follow_ups,
             waiting: HashMap::new(),
@@ -142,8 +156,15 @@ impl<L: EventLog> Lanes<L> {
             active: HashSet::new(),
             running: JoinSet::new(),
             known: LruCache::new(cached_max),
+            kept: HashMap::new(),
         };
         (service, lanes)
+    }
+
+    /// The same, queueing with other servers for the wallets that they share.
+    #[must_use]
+    pub fn with_leases(self, leases: Option<Leases>) -> Self {
+        Lanes { leases, ..self }
     }
 
     /// Runs until stopped, or until every [`CommandService`] is gone. On stop no new command is taken, and those that were are
@@ -167,7 +188,7 @@ impl<L: EventLog> Lanes<L> {
             let has_room = self.waiting_count < self.shared.options.queue_max;
             tokio::select! {
                 Some(finished) = self.running.join_next() => match finished {
-                    Ok((id, known)) => self.finished(id, known),
+                    Ok(ended) => self.finished(ended),
                     Err(panic) => return Err(LanesError::Panicked(panic.to_string())),
                 },
                 Some((id, work)) = self.follow_ups.recv() => self.enqueue(id, work),
@@ -211,16 +232,20 @@ impl<L: EventLog> Lanes<L> {
             Work::Leg(_) => true,
         });
         let known = self.known.pop(&id);
-        self.running.spawn(lane::run(Arc::clone(&self.shared), id, known, works));
+        let turn = Turn::new(self.leases.clone(), self.kept.remove(&id));
+        self.running.spawn(lane::run(Arc::clone(&self.shared), id, known, turn, works));
     }
 
-    fn finished(&mut self, id: WalletId, known: Option<Known>) {
+    fn finished(&mut self, Ended { id, known, lease }: Ended) {
         if let Some(known) = known {
             self.known.put(id.clone(), known);
         }
         if self.waiting.contains_key(&id) {
+            self.kept.extend(lease.map(|lease| (id.clone(), lease)));
             self.ready.push_back(id);
         } else {
+            // Given back, if there is one.
+            drop(lease);
             self.active.remove(&id);
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::kurrentdb::KurrentConfig;
+use crate::lease::RedisConfig;
 use crate::sequencer::SequencerOptions;
 
 /// How to open a wallex. [`Config::default`] is the embedded default: PostgreSQL and a broker of its own, under the
@@ -32,6 +33,10 @@ pub struct Config {
     /// ([`OpenError::EventsAreHere`](crate::runtime::OpenError::EventsAreHere),
     /// [`OpenError::EventsAreElsewhere`](crate::runtime::OpenError::EventsAreElsewhere)).
     pub event_store: Option<KurrentConfig>,
+    /// A Redis in which servers that write to the same wallets of an event store queue, so that they need not collide. For speed
+    /// alone: whatever becomes of it, everything goes on. With the events in the database there is nothing to queue for, and it is
+    /// refused ([`OpenError::NothingToQueueFor`](crate::runtime::OpenError::NothingToQueueFor)).
+    pub redis: Option<RedisConfig>,
     /// Bounds of the write path.
     pub sequencer: SequencerOptions,
 }

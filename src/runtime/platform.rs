@@ -55,6 +55,12 @@ pub enum OpenError {
          there. Name that event store with --event-store or WALLEX_EVENT_STORE"
     )]
     EventsAreElsewhere,
+    /// A Redis was named, and no event store.
+    #[error(
+        "--redis or WALLEX_REDIS is for events in an event store, where servers that share a wallet would collide; with the events in \
+         the database they do not. Leave it out, or name an event store with --event-store or WALLEX_EVENT_STORE"
+    )]
+    NothingToQueueFor,
     /// The event store.
     #[error(transparent)]
     EventStore(#[from] KurrentConfigError),

@@ -13,6 +13,7 @@ use crate::kafka::KafkaConfig;
 use crate::kurrentdb::KurrentLog;
 use crate::lag::{self, LagError};
 use crate::lanes::{CopiedLog, Lanes};
+use crate::lease::Leases;
 use crate::log::{EventLog, LogError, Position, PostgresLog, ViewError, WalletView, read_wallet};
 use crate::postgres::{Database, EventHome};
 use crate::projection::{
@@ -66,6 +67,7 @@ pub struct Wallex {
     /// Where the events are, if not in the database; `log` is then the copy.
     store: Option<CopiedLog<KurrentLog>>,
     commands: Option<CommandService>,
+    leases: Option<Leases>,
     /// The projections that [`Wallex::projected`] waits for: wallex's own, wherever they run, and those that run here.
     projections: Vec<String>,
     /// Whether the task runs that copies what is parked to its topic: where a projection does.
@@ -107,6 +109,9 @@ impl Wallex {
     /// # Errors
     /// [`OpenError`], by what could not be had.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
+        if config.redis.is_some() && config.event_store.is_none() {
+            return Err(OpenError::NothingToQueueFor);
+        }
         let platform = Platform::start(&config).await?;
         let (database, kafka) = (platform.database.clone(), platform.kafka.clone());
         if let Err(error) = claim_home(&config, &database).await {
@@ -152,6 +157,7 @@ impl Wallex {
             log,
             store: copied,
             commands: None,
+            leases: None,
             projections,
             copies_dead_letters: false,
             instance_id,
@@ -197,7 +203,15 @@ impl Wallex {
             let (service, lanes) =
                 Lanes::new(events.clone(), self.database.clone(), config.sequencer.clone(), on_append);
             self.commands = Some(service);
+            self.leases = config.redis.clone().map(Leases::new);
+            let lanes = lanes.with_leases(self.leases.clone());
             self.supervisor.spawn(Stage::Write, "lanes", |stop| lanes.run(stop));
+            if let Some(leases) = self.leases.clone() {
+                self.supervisor.spawn(Stage::Write, "leases", |stop| async move {
+                    leases.run(stop).await;
+                    Ok::<(), String>(())
+                });
+            }
             self.start_forgetting_keys();
         }
         if config.parts.commands || config.parts.relay {
@@ -339,11 +353,11 @@ impl Wallex {
         match self.store.clone() {
             Some(log) => {
                 let event_store = Some(log.store().clone());
-                let api = Api { commands, log, database, kafka, event_store };
+                let api = Api { commands, log, database, kafka, event_store, leases: self.leases.clone() };
                 self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
             }
             None => {
-                let api = Api { commands, log: self.log.clone(), database, kafka, event_store: None };
+                let api = Api { commands, log: self.log.clone(), database, kafka, event_store: None, leases: None };
                 self.supervisor.spawn(Stage::Http, "HTTP server", |stop| http::serve(listener, api, limits, stop));
             }
         }

@@ -7,7 +7,10 @@ mod kurrentdb_server;
 mod load;
 #[path = "../process/mod.rs"]
 mod process;
+#[path = "../redis_server/mod.rs"]
+mod redis_server;
 
+mod leases;
 mod loadtest;
 mod rounds;
 mod shell;

@@ -21,7 +21,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// It could not run: exit code 2, nothing on stdout, and one line that holds all of `words`.
-fn assert_one_clear_line(output: &Output, words: &[&str]) {
+pub fn assert_one_clear_line(output: &Output, words: &[&str]) {
     let said = stderr(output);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(output.stdout.is_empty());

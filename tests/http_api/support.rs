@@ -77,7 +77,7 @@ impl Server {
         tokio::spawn(sequencer.run(CancellationToken::new()));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("the port");
-        let api = Api { commands, log, database: database.clone(), kafka, event_store: None };
+        let api = Api { commands, log, database: database.clone(), kafka, event_store: None, leases: None };
         let stop = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, api, limits, stop.clone()));
         Server { address, database, client: Client::of(address), stop, serving }

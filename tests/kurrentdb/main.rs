@@ -5,6 +5,8 @@
 mod kurrentdb_server;
 #[path = "../process/mod.rs"]
 mod process;
+#[path = "../redis_server/mod.rs"]
+mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -12,6 +14,7 @@ mod copy;
 mod earlier;
 mod lag;
 mod lanes;
+mod leases;
 mod rounds;
 mod server;
 mod store;

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use wallex::ingest::Ingest;
 use wallex::kurrentdb::{KurrentConfig, KurrentLog};
 use wallex::lanes::{Lanes, LanesError};
+use wallex::lease::Leases;
 use wallex::log::{EventLog, PostgresLog, RecordedEvent, read_wallet};
 use wallex::money::{Amount, Currency};
 use wallex::postgres::Database;
@@ -71,10 +72,15 @@ impl World {
     }
 
     pub fn writer(&self) -> Writer {
+        self.writer_with(None)
+    }
+
+    /// One that queues with others in a Redis.
+    pub fn writer_with(&self, leases: Option<Leases>) -> Writer {
         // Others use the machine too: no answer of a test's is to be late for that.
         let options = SequencerOptions { command_deadline: PATIENCE, ..SequencerOptions::default() };
         let (service, lanes) = Lanes::new(self.log(), self.database.database.clone(), options, || {});
-        let stop = CancellationToken::new();
+        let (stop, lanes) = (CancellationToken::new(), lanes.with_leases(leases));
         Writer { service, lanes: tokio::spawn(lanes.run(stop.clone())), stop }
     }
 

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -58,6 +59,7 @@ pub struct Shared {
     silent: watch::Sender<bool>,
     connections: Mutex<CancellationToken>,
     subscriptions: Mutex<CancellationToken>,
+    conflicts: AtomicU64,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -140,6 +142,7 @@ impl KurrentServer {
             silent: watch::Sender::new(false),
             connections: Mutex::default(),
             subscriptions: Mutex::default(),
+            conflicts: AtomicU64::new(0),
         });
         let mut server = KurrentServer { shared, running: None };
         server.run(listener);
@@ -269,6 +272,11 @@ impl KurrentServer {
             data: data.as_bytes().to_vec(),
         };
         self.shared.storage().append(stream, protocol::Expected::Any(()), &[(uuid::Uuid::now_v7(), event)]);
+    }
+
+    /// How many appends were refused, because the stream did not end where they said.
+    pub fn conflicts(&self) -> u64 {
+        self.shared.conflicts.load(Ordering::Relaxed)
     }
 
     /// Everything that is in the log.

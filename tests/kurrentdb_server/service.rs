@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
@@ -207,6 +208,9 @@ async fn write(
         return Ok(None);
     }
     let outcome = shared.storage().append(&stream, expected, &events);
+    if matches!(outcome, Outcome::WrongVersion { .. }) {
+        shared.conflicts.fetch_add(1, Ordering::Relaxed);
+    }
     shared.grown.send_modify(|_| {});
     if fault == Some(AppendFault::CutAfter) {
         shared.cut_connections();

@@ -1,0 +1,254 @@
+//! Leases in a real Redis: servers that share a wallet queue there while it is well, and go on without it whatever becomes of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use wallex::lease::{EXPIRY, KEY_PREFIX, Leases, RedisConfig, WAIT_MAX};
+use wallex::wallet::Command;
+
+use crate::redis_server::RedisServer;
+use crate::world::{PATIENCE, World, Writer, id, opening};
+
+const CALLERS: usize = 8;
+/// Longer than any test waits for a lease that must come.
+const FOR_EVER: Duration = Duration::from_secs(120);
+
+/// Leases as one process has them, for as long as the guard is held.
+fn leases(address: &str) -> (Leases, DropGuard) {
+    let leases = Leases::new(RedisConfig::new(address).expect("an address"));
+    let stop = CancellationToken::new();
+    tokio::spawn(leases.clone().run(stop.clone()));
+    (leases, stop.drop_guard())
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never came: {what}"));
+}
+
+/// Two servers that share a hot wallet, and callers of both.
+struct Hot {
+    world: World,
+    leases: Vec<Leases>,
+    answered: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    callers: JoinSet<()>,
+    _running: Vec<DropGuard>,
+}
+
+impl Hot {
+    /// `address` is of the Redis in which they queue, if they do.
+    async fn start(address: Option<&str>) -> Self {
+        let world = World::new().await;
+        let (leases, running): (Vec<_>, Vec<_>) = (0..2).filter_map(|_| address.map(leases)).unzip();
+        let writers: Vec<Arc<Writer>> =
+            (0..2).map(|server| Arc::new(world.writer_with(leases.get(server).cloned()))).collect();
+        writers[0].ok(opening("hot", 0)).await;
+        let (answered, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let mut callers = JoinSet::new();
+        for caller in 0..CALLERS {
+            let (writer, answered, stop) = (Arc::clone(&writers[caller % 2]), Arc::clone(&answered), Arc::clone(&stop));
+            callers.spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    writer.ok(Command::credit(id("hot"), "0.01")).await;
+                    answered.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        Hot { world, leases, answered, stop, callers, _running: running }
+    }
+
+    /// Waits until so many more commands have been answered: the signal that everything goes on.
+    async fn more(&self, commands: u64) {
+        let goal = self.answered.load(Ordering::SeqCst) + commands;
+        until("answers", || self.answered.load(Ordering::SeqCst) >= goal).await;
+    }
+
+    async fn until_connected(&self, connected: bool) {
+        let what = if connected { "a Redis that answers" } else { "a Redis that is away" };
+        until(what, || self.leases.iter().all(|leases| leases.is_connected() == connected)).await;
+    }
+
+    /// Each answered command is there once, and no other.
+    async fn prove(mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        while let Some(caller) = self.callers.join_next().await {
+            caller.expect("a caller whom nothing went wrong for");
+        }
+        let answered = self.answered.load(Ordering::SeqCst) as i64;
+        assert_eq!(self.world.balance("hot").await, answered);
+        assert_eq!(self.world.events("hot").await.len() as i64, answered + 1);
+    }
+}
+
+#[tokio::test]
+async fn servers_that_queue_for_a_hot_wallet_collide_less() {
+    const COMMANDS: u64 = 1_500;
+    let redis = RedisServer::start();
+    let mut refused = Vec::new();
+    for address in [None, Some(redis.address())] {
+        let hot = Hot::start(address.as_deref()).await;
+        hot.until_connected(true).await;
+        let before = hot.world.store.conflicts();
+        hot.more(COMMANDS).await;
+        refused.push(hot.world.store.conflicts() - before);
+        hot.prove().await;
+    }
+    println!("appends refused in {COMMANDS} commands, without and with a lease: {refused:?}");
+    assert!(refused[1] < refused[0] / 2, "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_halted_redis_holds_nobody_up() {
+    let redis = RedisServer::start();
+    let hot = Hot::start(Some(&redis.address())).await;
+    hot.until_connected(true).await;
+    hot.more(50).await;
+    redis.halt();
+    hot.more(100).await;
+    hot.until_connected(false).await;
+    hot.more(100).await;
+    redis.go_on();
+    hot.until_connected(true).await;
+    hot.more(50).await;
+    hot.prove().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_forgets_everything_again_and_again_costs_nothing_but_time() {
+    let redis = RedisServer::start();
+    let hot = Hot::start(Some(&redis.address())).await;
+    hot.until_connected(true).await;
+    for _ in 0..50 {
+        hot.more(5).await;
+        redis.ask("FLUSHALL");
+    }
+    hot.prove().await;
+}
+
+#[tokio::test]
+async fn a_killed_redis_is_done_without_and_used_again_once_it_is_back() {
+    let mut redis = RedisServer::start();
+    let hot = Hot::start(Some(&redis.address())).await;
+    for _ in 0..2 {
+        hot.until_connected(true).await;
+        hot.more(50).await;
+        redis.kill();
+        hot.until_connected(false).await;
+        hot.more(100).await;
+        redis.start_again();
+    }
+    hot.until_connected(true).await;
+    hot.prove().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_not_there_at_the_start_is_done_without_until_it_is() {
+    let mut redis = RedisServer::start();
+    redis.kill();
+    let hot = Hot::start(Some(&redis.address())).await;
+    hot.more(100).await;
+    hot.until_connected(false).await;
+    redis.start_again();
+    hot.until_connected(true).await;
+    hot.more(50).await;
+    hot.prove().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_the_password_or_does_not_give_leases_is_done_without() {
+    let redis = RedisServer::start_with_password("secret-word");
+    for address in [redis.address_with("another-word"), redis.address_with("")] {
+        let hot = Hot::start(Some(&address)).await;
+        hot.more(100).await;
+        hot.until_connected(false).await;
+        hot.prove().await;
+    }
+    // It lets everybody in and refuses what a lease needs, as a replica does.
+    let hot = Hot::start(Some(&redis.address())).await;
+    hot.until_connected(true).await;
+    redis.ask("REPLICAOF 127.0.0.1 1");
+    hot.more(50).await;
+    hot.until_connected(false).await;
+    hot.more(50).await;
+    redis.ask("REPLICAOF NO ONE");
+    hot.until_connected(true).await;
+    hot.prove().await;
+}
+
+#[tokio::test]
+async fn leases_that_run_out_while_they_are_held_cost_nothing_but_time() {
+    let redis = RedisServer::start();
+    let hot = Hot::start(Some(&redis.address())).await;
+    hot.until_connected(true).await;
+    hot.more(50).await;
+    hot.world.store.answer_after(EXPIRY + EXPIRY / 2);
+    hot.more(10).await;
+    hot.world.store.answer_after(Duration::ZERO);
+    hot.more(50).await;
+    hot.prove().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_never_comes_is_waited_for_no_longer_than_its_bound() {
+    let redis = RedisServer::start();
+    let (leases, _running) = leases(&redis.address());
+    until("a Redis that answers", || leases.is_connected()).await;
+    redis.ask(&format!("SET {KEY_PREFIX}hot somebody"));
+    let begun = Instant::now();
+    assert!(leases.take(&id("hot"), WAIT_MAX, false).await.is_none());
+    let waited = begun.elapsed();
+    assert!(waited >= WAIT_MAX && leases.is_connected(), "{waited:?}");
+    // Others are not concerned.
+    assert!(leases.take(&id("cold"), WAIT_MAX, false).await.is_some());
+
+    // Commands go on all the same.
+    let hot = Hot::start(Some(&redis.address())).await;
+    hot.until_connected(true).await;
+    hot.more(100).await;
+    assert!(redis.ask(&format!("GET {KEY_PREFIX}hot")).contains("somebody"));
+    hot.prove().await;
+}
+
+#[tokio::test]
+async fn a_lease_is_one_server_s_until_it_is_given_back_or_runs_out() {
+    let redis = RedisServer::start();
+    let ((one, _one_runs), (other, _other_runs)) = (leases(&redis.address()), leases(&redis.address()));
+    until("a Redis that answers", || one.is_connected() && other.is_connected()).await;
+    let held = one.take(&id("hot"), FOR_EVER, false).await.expect("a lease");
+    assert!(other.take(&id("hot"), Duration::ZERO, false).await.is_none());
+    let waiting = {
+        let other = other.clone();
+        tokio::spawn(async move { other.take(&id("hot"), FOR_EVER, false).await })
+    };
+    drop(held);
+    let held = waiting.await.expect("no panic").expect("a lease that was given back");
+    assert!(one.take(&id("hot"), Duration::ZERO, false).await.is_none());
+    drop(held);
+
+    // One of a server that is gone.
+    redis.ask(&format!("SET {KEY_PREFIX}left somebody PX 200"));
+    assert!(one.take(&id("left"), FOR_EVER, false).await.is_some());
+}
+
+#[tokio::test]
+async fn what_has_become_another_s_lease_is_not_given_back() {
+    let redis = RedisServer::start();
+    let (leases, _running) = leases(&redis.address());
+    until("a Redis that answers", || leases.is_connected()).await;
+    let held = leases.take(&id("hot"), FOR_EVER, false).await.expect("a lease");
+    redis.ask(&format!("SET {KEY_PREFIX}hot somebody"));
+    drop(held);
+    // Given back after it, on the same connection.
+    let marker = leases.take(&id("marker"), FOR_EVER, false).await.expect("a lease");
+    drop(marker);
+    until("the marker given back", || redis.ask(&format!("EXISTS {KEY_PREFIX}marker")).contains(":0")).await;
+    assert!(redis.ask(&format!("GET {KEY_PREFIX}hot")).contains("somebody"));
+}
