@@ -93,7 +93,7 @@ fn commands_find_the_running_serve_and_answer_in_json() {
 
     let status = ask(&["status"]);
     assert!(status.status.success());
-    let expected = "dataDir databaseUrl embeddedKafka embeddedPostgres eventStore kafkaBrokers pid ready running startedAt url version";
+    let expected = "dataDir databaseUrl embeddedKafka embeddedPostgres eventStore eventStorePrefix kafkaBrokers pid ready running startedAt url version";
     assert_eq!(keys(&json(&status)), expected.split(' ').collect());
 
     let in_use = run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", serve.data_dir()]);

@@ -283,7 +283,8 @@ async fn the_log_in_kurrentdb_keeps_the_contract_of_streams() {
     let server = kurrentdb_server::KurrentServer::start();
     let address = std::env::var("WALLEX_TEST_KURRENTDB_URL").unwrap_or_else(|_| server.connection_string());
     let config = KurrentConfig::new(&address).expect("a connection string");
-    let config = config.with_stream_prefix(&format!("wallextest{}-", Uuid::now_v7().simple()));
+    let prefix = format!("wallextest{}-", Uuid::now_v7().simple());
+    let config = config.with_stream_prefix(&prefix).expect("a prefix");
     it_keeps_the_contract_of_streams(KurrentLog::new(config)).await;
 }
 

@@ -8,7 +8,7 @@ use color_eyre::eyre::eyre;
 
 use crate::cli::Format;
 use crate::kafka::is_secret;
-use crate::kurrentdb::KurrentConfig;
+use crate::kurrentdb::{KurrentConfig, STREAM_PREFIX};
 use crate::runtime::Config;
 
 /// Options that every verb has.
@@ -29,6 +29,13 @@ pub(super) struct Global {
     /// Left out: the events are in the database. Where a database's events are is settled by its first start, for ever.
     #[arg(long, global = true, env = "WALLEX_EVENT_STORE", value_name = "URL", hide_env_values = true)]
     event_store: Option<String>,
+
+    /// What the wallets' streams are called in the event store, before the wallet's id
+    ///
+    /// For several wallexes on one KurrentDB: each needs a prefix of its own, and none may begin with another's. Settled with the first
+    /// events that are copied.
+    #[arg(long, global = true, env = "WALLEX_EVENT_STORE_PREFIX", value_name = "PREFIX", default_value = STREAM_PREFIX)]
+    event_store_prefix: String,
 
     /// Kafka brokers of your own: host:port, separated by commas
     #[arg(long, global = true, env = "WALLEX_KAFKA_BROKERS", value_name = "HOST:PORT,…")]
@@ -75,12 +82,18 @@ impl Global {
             kafka_properties.insert(name.to_owned(), value.to_owned());
         }
         let event_store = self.event_store.as_deref().filter(|address| !address.is_empty());
+        let event_store = event_store
+            .map(|address| match self.event_store_prefix.as_str() {
+                "" => KurrentConfig::new(address),
+                prefix => KurrentConfig::new(address)?.with_stream_prefix(prefix),
+            })
+            .transpose()?;
         Ok(Config {
             data_dir: self.data_dir.clone(),
             database_url: self.database_url.clone().filter(|url| !url.is_empty()),
             kafka_brokers: self.kafka_brokers.clone().filter(|brokers| !brokers.is_empty()),
             kafka_properties,
-            event_store: event_store.map(KurrentConfig::new).transpose()?,
+            event_store,
             ..Config::default()
         })
     }

@@ -10,7 +10,7 @@ use crate::cli::signals::stop_signal;
 use crate::cli::text::{age_text, one_line, time};
 use crate::cli::{Connections, EXIT_NO, Format, Outcome, Output};
 use crate::kafka::EVENTS_TOPIC;
-use crate::lag::{GroupLag, InTransit, IngestLag, LagProbe, LagReport, PartitionLag};
+use crate::lag::{GroupLag, InTransit, IngestLag, LagProbe, LagReport, PartitionLag, Strays};
 use crate::postgres::WithheldWallet;
 
 /// How long the broker may take to answer. Its clients are new, and a machine in trouble is slow: that is when `lag` is asked.
@@ -28,12 +28,15 @@ Examples:
   wallex lag --max 1000         exit code 1 if the outbox or a group has more than 1000 waiting
   wallex lag -o json | jq '.groups[] | {group, state, lag, behindMs}'
 
-States, the most urgent first: store away (the event store), broker away, topic absent, group absent (it has no member), never committed, stuck (something \
+States, the most urgent first: another store (the event store is not the one that was copied), store away (the event store), \
+broker away, topic absent, group absent (it has no member), transfer overdue (money has been on its way for more than a minute), \
+never committed, stuck (something \
 waits and nothing has moved for 30 seconds), full (no more may be parked, so partitions are paused), parked (some wallets wait for `wallex dlq`, all others go on), moving, idle.
 
 A dash stands where nothing is committed, or where the broker does not say. `position` is the checkpoint in the database, \
 from which a group really goes on; it is known with the broker away too. `next` is the offset that belongs to it, and \
-`committed` what Kafka was told of it. --max asks for certainty: with the broker or the event store away its answer is no.
+`committed` what Kafka was told of it. --max asks for certainty: with the broker or the event store away, or another store than was \
+copied, its answer is no. It is so too, whatever N is, where a transfer is overdue: that is not a matter of how much waits.
 
 Where the events are in an event store, the first row is the ingest, which copies them into the database; its position is the \
 store's own. At most 10,000 events beyond it are counted. A `serve` that runs here says which store that is; else name it with \
@@ -43,8 +46,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub watch: Option<u64>,
 
-    /// Exit with 1 if more than N wait in the event store, in the outbox or for any group, or if the broker or the event store
-    /// does not answer; with --watch, as soon as that is so
+    /// Exit with 1 if more than N wait in the event store, in the outbox or for any group, if any transfer has been in transit for more
+    /// than a minute, or if the broker or the event store does not answer; with --watch, as soon as that is so
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
     pub max: Option<i64>,
 }
@@ -137,11 +140,22 @@ fn show_ingest(ingest: &IngestLag, output: &Output) -> color_eyre::Result<()> {
     if let Some(unmoved) = ingest.unmoved_ms {
         output.line(format!("ingest: came on last {} ago", age_text(unmoved)))?;
     }
-    let InTransit { transfers, oldest_age_ms } = ingest.in_transit;
+    let InTransit { transfers, oldest_age_ms, overdue } = ingest.in_transit;
     if let Some(age) = oldest_age_ms {
+        let overdue = match overdue {
+            0 => String::new(),
+            overdue => format!(", {overdue} of them overdue"),
+        };
         output.line(format!(
-            "in transit: the money of {transfers} transfers, the oldest for {}; `wallex transfers --pending` lists them",
+            "in transit: the money of {transfers} transfers, the oldest for {}{overdue}; `wallex transfers --pending` lists them",
             age_text(age)
+        ))?;
+    }
+    if let Strays { events, first: Some(first) } = &ingest.strays {
+        output.line(format!(
+            "strays: {events} events in streams that are called like a wallet's and are none, the first of them {:?}; they stay in the \
+             event store",
+            one_line(first)
         ))?;
     }
     if let Some(error) = &ingest.store.error {

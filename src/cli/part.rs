@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use crate::cli::rebuild::{Maintenance, Task};
-use crate::cli::serve::until_stopped;
+use crate::cli::serve::{place, until_stopped};
 use crate::cli::{Outcome, Output, topics};
 use crate::projection::PARKED_MAX;
 use crate::projection::rebuild::Rebuildable;
@@ -124,7 +124,8 @@ async fn run(parts: Parts, config: Config, output: &Output, what: &str) -> Outco
     ));
     if let Some(store) = wallex.event_store().filter(|_| parts.relay) {
         output.note(format!(
-            "events: in KurrentDB at {store}; they are copied into the database from here, unless another does"
+            "events: in KurrentDB at {}; they are copied into the database from here, unless another does",
+            place(store)
         ));
     }
     topics::check_at_start(wallex.kafka(), *output);

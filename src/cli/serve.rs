@@ -11,6 +11,7 @@ use crate::cli::part::Member;
 use crate::cli::signals::stop_signal;
 use crate::cli::{EXIT_COULD_NOT_RUN, Outcome, Output, topics};
 use crate::http::Limits;
+use crate::kurrentdb::STREAM_PREFIX;
 use crate::lease::RedisConfig;
 use crate::runtime::{Config, Parts, Wallex};
 
@@ -87,7 +88,7 @@ pub(super) async fn run(args: &Args, config: Config, output: &Output) -> Outcome
     wallex.announce(&url)?;
     explain(output, embedded, wallex.database().masked_url(), &wallex.kafka().brokers);
     if let Some(store) = wallex.event_store() {
-        output.note(format!("events: in KurrentDB at {store}; the database has a copy"));
+        output.note(format!("events: in KurrentDB at {}; the database has a copy", place(store)));
     }
     if let Some(redis) = queue {
         output.note(format!("redis: {redis}; servers that share a wallet queue there, for speed alone"));
@@ -123,6 +124,11 @@ fn explain(output: &Output, (postgres, broker): (bool, bool), database_url: &str
         ),
         false => format!("broker: {brokers}"),
     });
+}
+
+/// Where the events are, in an event store, and in which streams where that is not the usual.
+pub(super) fn place((address, prefix): (&str, &str)) -> String {
+    if prefix == STREAM_PREFIX { address.to_owned() } else { format!("{address}, streams {prefix}…") }
 }
 
 /// Goes on until a signal comes or a part ends by itself, and then closes in order.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cli::serve::place;
 use crate::cli::{EXIT_NO, Format, Outcome, Output};
 use crate::embedded::DataDir;
 use crate::postgres::masked;
@@ -32,6 +33,7 @@ struct Status {
     url: Option<String>,
     database_url: Option<String>,
     event_store: Option<String>,
+    event_store_prefix: Option<String>,
     embedded_postgres: Option<bool>,
     kafka_brokers: Option<String>,
     embedded_kafka: Option<bool>,
@@ -55,6 +57,7 @@ pub(super) async fn run(_args: &Args, config: Config, output: &Output) -> Outcom
         url: serve.as_ref().map(|serve| serve.url.clone()).filter(|url| !url.is_empty()),
         database_url: serve.as_ref().map(|serve| masked(&serve.database_url)),
         event_store: serve.as_ref().and_then(|serve| serve.event_store.as_deref().map(masked)),
+        event_store_prefix: serve.as_ref().and_then(|serve| serve.event_store_prefix.clone()),
         embedded_postgres: serve.as_ref().map(|serve| serve.embedded_postgres),
         kafka_brokers: serve.as_ref().map(|serve| serve.kafka_brokers.clone()),
         embedded_kafka: serve.as_ref().map(|serve| serve.embedded_kafka),
@@ -91,12 +94,11 @@ fn show(status: &Status, output: &Output) -> std::io::Result<()> {
         ("database", status.database_url.as_ref().map(|url| format!("{url}{}", own(status.embedded_postgres)))),
         (
             "events",
-            Some(
-                status
-                    .event_store
-                    .as_ref()
-                    .map_or("in the database".to_owned(), |store| format!("in KurrentDB at {store}")),
-            ),
+            Some(match (&status.event_store, &status.event_store_prefix) {
+                (Some(store), Some(prefix)) => format!("in KurrentDB at {}", place((store, prefix))),
+                (Some(store), None) => format!("in KurrentDB at {store}"),
+                (None, _) => "in the database".to_owned(),
+            }),
         ),
         ("broker", status.kafka_brokers.as_ref().map(|brokers| format!("{brokers}{}", own(status.embedded_kafka)))),
     ] {

@@ -89,6 +89,9 @@ pub struct ServeInfo {
     /// The event store that it writes to, where its events are not in the database. May hold a password too.
     #[serde(default)]
     pub event_store: Option<String>,
+    /// What the wallets' streams are called there, before the wallet's id.
+    #[serde(default)]
+    pub event_store_prefix: Option<String>,
     /// Kafka bootstrap servers, comma separated.
     pub kafka_brokers: String,
     /// True where that `serve` manages the database itself, so that it goes away with it.
@@ -368,6 +371,7 @@ mod tests {
             url: "http://127.0.0.1:3000".to_owned(),
             database_url: "postgres://wallex:s3cret@db/wallex".to_owned(),
             event_store: Some("esdb://wallex:s3cret@events:2113".to_owned()),
+            event_store_prefix: Some("wallet-".to_owned()),
             kafka_brokers: "127.0.0.1:9092".to_owned(),
             embedded_postgres: false,
             embedded_kafka: false,

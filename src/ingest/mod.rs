@@ -13,7 +13,16 @@
 //! the copy has. What cannot be made exact comes over as it is, under version 0: no projection reads that, so the wallet is parked,
 //! and why is said there.
 //!
+//! A store that is not the one that the copy was made of (`recognition`) is not copied, and commands are refused until the right
+//! one answers again; whoever stands by looks for that too. Streams that are called like a wallet's, and whose rest is no wallet id,
+//! stay where they are: nobody can name such a wallet. They are counted in the same transaction, for `lag` to tell.
+//!
+//! Wallets with long histories get snapshots (`snapshots`).
+//!
 //! It is woken by whoever appends in this process ([`Bell`]) and looks by itself every 50 ms for what others append.
+
+mod recognition;
+mod snapshots;
 
 use std::time::Duration;
 
@@ -21,18 +30,23 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::kurrentdb::{KurrentLog, LogPlace};
+use crate::ingest::recognition::{log_place, store_place};
+use crate::ingest::snapshots::Snapshots;
+use crate::kurrentdb::{KurrentLog, Mark, Scanned};
 use crate::lanes::{CommandMetadata, command_kind};
 use crate::log::{KeyRecord, KeyScope, LogError, RecordedEvent};
-use crate::postgres::{CopiedEvent, CopyError, Database, IngestSession, StorePlace, TransferLeg};
+use crate::postgres::{CopiedEvent, CopyError, Database, IngestSession, PageEnd, Reached, StorePlace, TransferLeg};
 use crate::relay::Bell;
 use crate::wallet::WalletEvent;
+
+pub use recognition::AnotherStore;
+pub(crate) use recognition::{Recognised, recognise};
 
 /// How many events are read and copied at once.
 const PAGE: usize = 1_000;
 /// How long it waits for the bell before it looks by itself.
 const POLL: Duration = Duration::from_millis(50);
-/// How often one that stands by asks for the lock.
+/// How often one that stands by asks for the lock, and whether a store that is another one is the right one again.
 const STANDBY: Duration = Duration::from_secs(1);
 
 /// Why a stretch of copying ended. Each is tried again.
@@ -42,6 +56,10 @@ enum Interruption {
     Store(#[from] LogError),
     #[error(transparent)]
     Copy(#[from] CopyError),
+    #[error(transparent)]
+    Another(#[from] AnotherStore),
+    #[error("the event store does not show the event any more that was read last")]
+    OutOfPlace,
 }
 
 /// Copies the store's log.
@@ -61,31 +79,47 @@ impl Ingest {
 
     /// Runs until stopped. Whatever is away meanwhile, store or database, is waited for.
     pub async fn run(self, stop: CancellationToken) {
+        let mut snapshots = Snapshots::new(self.database.clone());
         let mut waits = backoff();
         while !stop.is_cancelled() {
             let mut has_read = false;
-            let ended = self.copy_while_ours(&stop, &mut has_read).await;
+            let ended = self.copy_while_ours(&stop, &mut snapshots, &mut has_read).await;
             if has_read {
                 waits = backoff();
             }
             let wait = match ended {
                 Ok(()) => STANDBY,
+                Err(Interruption::Another(another)) => {
+                    if self.log.distrust(Some(&another.to_string())) {
+                        tracing::error!("{another}");
+                    }
+                    STANDBY
+                }
                 Err(interruption) => {
                     tracing::warn!(%interruption, "the ingest was interrupted; trying again");
                     waits.next().unwrap_or(STANDBY)
                 }
             };
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 () = tokio::time::sleep(wait) => {}
             }
         }
+        snapshots.finish().await;
     }
 
-    /// Copies for as long as the lock is ours; returns at once where it is another's.
-    async fn copy_while_ours(&self, stop: &CancellationToken, has_read: &mut bool) -> Result<(), Interruption> {
-        let Some(mut session) = IngestSession::begin(&self.database).await? else { return Ok(()) };
-        let copied = self.copy(&mut session, stop, has_read).await;
+    /// Copies for as long as the lock is ours; returns soon where it is another's.
+    async fn copy_while_ours(
+        &self,
+        stop: &CancellationToken,
+        snapshots: &mut Snapshots,
+        has_read: &mut bool,
+    ) -> Result<(), Interruption> {
+        let Some(mut session) = IngestSession::begin(&self.database).await? else {
+            let reached = self.database.reached().await?;
+            return self.recognised(reached.as_ref()).await.map(|_| ());
+        };
+        let copied = self.copy(&mut session, stop, snapshots, has_read).await;
         session.end().await;
         copied
     }
@@ -94,43 +128,82 @@ impl Ingest {
         &self,
         session: &mut IngestSession,
         stop: &CancellationToken,
+        snapshots: &mut Snapshots,
         has_read: &mut bool,
     ) -> Result<(), Interruption> {
-        let mut place = session.checkpoint().await?;
-        let mut page = self.log.scan(place.map(store_place), PAGE).await?;
+        let reached = session.reached().await?;
+        let mut mark = self.recognised(reached.as_ref()).await?;
+        let mut place = reached.map(|reached| reached.place);
+        let mut page = self.page_after(mark).await?;
         *has_read = true;
         while !stop.is_cancelled() {
+            snapshots.save();
             let Some(looked_to) = page.looked_to else {
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     () = self.bell.wait(POLL) => {}
                 }
-                page = self.log.scan(place.map(store_place), PAGE).await?;
+                page = self.page_after(mark).await?;
                 continue;
             };
-            let to = copied_place(looked_to)?;
-            let events = page.events.into_iter().map(|(_, event)| copied_event(event)).collect();
+            let end = self.end_of(&page, looked_to, place)?;
+            let to = end.place;
+            let events: Vec<CopiedEvent> = page.events.into_iter().map(|(_, event)| copied_event(event)).collect();
+            let due = Snapshots::due(&events);
             // The next page is read while this one is written.
-            let (copied, next) = tokio::join!(session.copy(place, to, events), self.log.scan(Some(looked_to), PAGE));
+            let (copied, next) = tokio::join!(session.copy(place, end, events), self.page_after(Some(looked_to)));
             if copied? > 0 {
                 (self.on_copied)();
             }
-            place = Some(to);
+            snapshots.note(due);
+            (place, mark) = (Some(to), Some(looked_to));
             page = next?;
         }
         Ok(())
     }
-}
 
-fn store_place(place: StorePlace) -> LogPlace {
-    LogPlace { commit: place.commit.unsigned_abs(), prepare: place.prepare.unsigned_abs() }
-}
+    /// After which event the copy goes on in the store, if that is the one that it was made of.
+    async fn recognised(&self, reached: Option<&Reached>) -> Result<Option<Mark>, Interruption> {
+        match recognise(&self.log, &self.database, reached).await? {
+            Recognised::Another(another) => Err(another.into()),
+            Recognised::Since(mark) => {
+                if self.log.distrust(None) {
+                    tracing::info!("the event store is again the one that was copied");
+                }
+                Ok(mark)
+            }
+        }
+    }
 
-fn copied_place(place: LogPlace) -> Result<StorePlace, LogError> {
-    let small = |number: u64| {
-        i64::try_from(number).map_err(|_| LogError::Corrupt(format!("an event lies at {number}, which is no position")))
-    };
-    Ok(StorePlace { commit: small(place.commit)?, prepare: small(place.prepare)? })
+    /// The next page, if it begins where the last one has ended.
+    async fn page_after(&self, mark: Option<Mark>) -> Result<Scanned, Interruption> {
+        let page = self.log.scan(mark.map(|mark| mark.place), PAGE).await?;
+        match mark {
+            Some(mark) if page.at_place != Some(mark.event_id) => Err(Interruption::OutOfPlace),
+            _ => Ok(page),
+        }
+    }
+
+    /// How far a page reaches, with the strays in it that were not counted before.
+    fn end_of(&self, page: &Scanned, looked_to: Mark, from: Option<StorePlace>) -> Result<PageEnd, LogError> {
+        let counted = from.map(log_place);
+        let new = page.strays.iter().filter(|(place, _)| counted.is_none_or(|counted| *place > counted));
+        let strays: Vec<String> = new.map(|(_, name)| name.clone()).collect();
+        if let Some(name) = strays.first() {
+            let events = strays.len();
+            tracing::warn!(
+                stream = name,
+                events,
+                "called like a wallet's stream, and the rest is no wallet id; it stays where it is"
+            );
+        }
+        Ok(PageEnd {
+            place: store_place(looked_to.place)?,
+            event_id: looked_to.event_id,
+            stream_prefix: self.log.stream_prefix().clone(),
+            strays,
+        })
+    }
 }
 
 /// The event as the copy keeps it: the key goes to the table of keys, and stays out of the metadata that everybody gets.

@@ -37,6 +37,8 @@ pub(super) enum Trouble {
     NoStream,
     /// The server will not do that, however often it is asked.
     Refused(String),
+    /// Nothing was heard, on a connection that is open. Whether it did what was asked is unknown.
+    Silent(String),
     /// The server is away. Whether it did what was asked is unknown.
     Away(String),
 }
@@ -50,6 +52,7 @@ impl Trouble {
                 Trouble::Refused(message.clone())
             }
             Error::ServerError(message) if message.contains(CALL_ENDED) => Trouble::CallEnded,
+            Error::ServerError(message) if message.starts_with(SILENCE) => Trouble::Silent(message.clone()),
             Error::NotLeaderException(_) => Trouble::Moved(error.to_string()),
             Error::ResourceNotFound => Trouble::NoStream,
             Error::AccessDenied | Error::ResourceDeleted | Error::UnsupportedFeature => {
@@ -62,6 +65,9 @@ impl Trouble {
 
 /// What the client says of an append whose call was closed under it.
 const CALL_ENDED: &str = "Batch-append stream has been closed";
+
+/// How an error begins that a call of ours makes of silence.
+pub(super) const SILENCE: &str = "no answer within";
 
 /// gRPC's numbers of the codes that are looked at here; the client does not give out the type that names them.
 const ALREADY_EXISTS: i32 = 6;
@@ -168,7 +174,7 @@ impl Connection {
             }
             Err(_) => {
                 self.give_up(&mut state);
-                Err(LogError::Away(format!("no answer within {CONTACT_TIMEOUT:?}")))
+                Err(LogError::Away(format!("{SILENCE} {CONTACT_TIMEOUT:?}")))
             }
         }
     }
@@ -188,6 +194,15 @@ impl Connection {
         state.appends = None;
         self.may_be_new.store(true, Ordering::Relaxed);
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX {
+            self.give_up(&mut state);
+        }
+    }
+
+    /// Nothing is heard on the connection of the client or call of this number. The other end may be gone without a word, so waiting
+    /// for it again would be silence again.
+    pub(super) async fn fell_silent(&self, number: u64) {
+        let mut state = self.state.lock().await;
+        if state.is(number) {
             self.give_up(&mut state);
         }
     }

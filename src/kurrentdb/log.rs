@@ -1,7 +1,7 @@
-//! The port to a log, kept by KurrentDB as far as it can; and the whole log, page by page.
+//! The port to a log, kept by KurrentDB as far as it can.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -10,9 +10,9 @@ use eventstore::{
     StreamPosition,
 };
 
-use crate::kurrentdb::connection::{Connection, Trouble};
+use crate::kurrentdb::connection::{Connection, SILENCE, Trouble};
 use crate::kurrentdb::earlier::Folded;
-use crate::kurrentdb::{KurrentConfig, event};
+use crate::kurrentdb::{KurrentConfig, LogPlace, event};
 use crate::log::{
     Appended, Atomicity, Batch, EventLog, KeyRecord, KeyScope, LoadedStream, LogError, Position, RecordedEvent,
     Revision, Snapshot, StreamKey,
@@ -27,31 +27,15 @@ const CALLS_MAX: u32 = 8;
 /// How many events of a stream are read in one call.
 pub(super) const STREAM_PAGE: usize = 1_000;
 
-/// A place in the whole log. Both numbers are needed to go on from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LogPlace {
-    /// Where the event was committed.
-    pub commit: u64,
-    /// Where it was prepared; the same on every server that was looked at.
-    pub prepare: u64,
-}
-
-/// A page of the whole log.
-#[derive(Clone, Debug, Default)]
-pub struct Scanned {
-    /// The wallets' events in it, in order.
-    pub events: Vec<(LogPlace, RecordedEvent)>,
-    /// The last event of anybody's that was looked at; `None` where there was none.
-    pub looked_to: Option<LogPlace>,
-}
-
 /// The log in KurrentDB. Clones share a connection; nothing is sent before the first call.
 #[derive(Clone)]
 pub struct KurrentLog {
     connection: Arc<Connection>,
-    stream_prefix: Arc<str>,
+    pub(super) stream_prefix: Arc<str>,
     masked: Arc<str>,
     pub(super) folded: Folded,
+    /// Why it is not to be used at present, if it is not.
+    distrusted: Arc<Mutex<Option<Arc<str>>>>,
 }
 
 impl std::fmt::Debug for KurrentLog {
@@ -64,7 +48,8 @@ impl KurrentLog {
     /// The log at this address.
     pub fn new(config: KurrentConfig) -> Self {
         let KurrentConfig { settings, stream_prefix, masked, .. } = config;
-        KurrentLog { connection: Arc::new(Connection::new(settings)), stream_prefix, masked, folded: Folded::default() }
+        let connection = Arc::new(Connection::new(settings));
+        KurrentLog { connection, stream_prefix, masked, folded: Folded::default(), distrusted: Arc::default() }
     }
 
     /// Where it is, with the password masked, to show.
@@ -72,49 +57,37 @@ impl KurrentLog {
         &self.masked
     }
 
-    fn stream_name(&self, id: &WalletId) -> String {
+    /// What the wallets' streams are called before the wallet's id.
+    pub fn stream_prefix(&self) -> &Arc<str> {
+        &self.stream_prefix
+    }
+
+    /// From now on this one and its clones count as away to whoever appends or reads a stream, for this reason; with `None` they no
+    /// longer do. The log as a whole can be read all the same. Whether that is new.
+    pub(crate) fn distrust(&self, reason: Option<&str>) -> bool {
+        let mut distrusted = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = distrusted.as_deref() != reason;
+        *distrusted = reason.map(Arc::from);
+        is_new
+    }
+
+    fn check_trusted(&self) -> Result<(), LogError> {
+        match &*self.distrusted.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(reason) => Err(LogError::Away(reason.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn stream_name(&self, id: &WalletId) -> String {
         format!("{}{id}", self.stream_prefix)
     }
 
-    /// Up to `limit` events of the whole log after a place, in order, as they are stored. It may be fewer though there are more:
-    /// only an empty page is the end.
-    ///
-    /// # Errors
-    /// [`LogError`] where the server is away or refuses.
-    pub async fn scan(&self, after: Option<LogPlace>, limit: usize) -> Result<Scanned, LogError> {
-        let position = match after {
-            Some(LogPlace { commit, prepare }) => StreamPosition::Position(eventstore::Position { commit, prepare }),
-            None => StreamPosition::Start,
-        };
-        // A page from a place begins with the event there.
-        let limit = limit.saturating_add(usize::from(after.is_some()));
-        let options = ReadAllOptions::default().forwards().position(position).max_count(limit).requires_leader(true);
-        let mut page = Scanned::default();
-        self.read_page(&Page::All(options), |stored| {
-            let place = LogPlace { commit: stored.position.commit, prepare: stored.position.prepare };
-            if after.is_some_and(|after| place <= after) {
-                return Ok(());
-            }
-            page.looked_to = Some(place);
-            let Some(name) = stored.stream_id.strip_prefix(&*self.stream_prefix) else { return Ok(()) };
-            match WalletId::new(name) {
-                Ok(id) => page.events.push((place, event::from_stored(stored, id)?)),
-                Err(error) => {
-                    tracing::warn!(stream = stored.stream_id, %error, "a stream that is called like a wallet's and is none");
-                }
-            }
-            Ok(())
-        })
-        .await?;
-        Ok(page)
-    }
-
-    /// Reads one page and hands out its events one by one.
-    async fn read_page(
+    /// Reads one page and hands out its events one by one. Whether there is such a stream.
+    pub(super) async fn read_page(
         &self,
         page: &Page,
         mut found: impl FnMut(&Stored) -> Result<(), LogError> + Send,
-    ) -> Result<(), LogError> {
+    ) -> Result<bool, LogError> {
         let client = self.connection.client().await?;
         let mut read = async || {
             let mut events = timely(page.begin(&client.it)).await?;
@@ -129,16 +102,20 @@ impl KurrentLog {
         let failure: Error = match read().await {
             Ok(read) => {
                 self.connection.succeeded();
-                return read;
+                return read.map(|()| true);
             }
             Err(failure) => failure,
         };
         match Trouble::of(&failure) {
-            Trouble::NoStream => Ok(()),
+            Trouble::NoStream => Ok(false),
             Trouble::Refused(reason) => Err(LogError::Refused(reason)),
             Trouble::CallEnded | Trouble::Conflict => Err(LogError::Corrupt(format!("a read was answered: {failure}"))),
             Trouble::Moved(reason) => {
                 self.connection.moved(client.number).await;
+                Err(LogError::Away(reason))
+            }
+            Trouble::Silent(reason) => {
+                self.connection.fell_silent(client.number).await;
                 Err(LogError::Away(reason))
             }
             Trouble::Away(reason) => {
@@ -153,14 +130,17 @@ impl KurrentLog {
         stream: &WalletId,
         options: ReadStreamOptions,
     ) -> Result<Vec<RecordedEvent>, LogError> {
-        let page = Page::Stream(self.stream_name(stream), options.requires_leader(true));
         let mut events = Vec::new();
-        self.read_page(&page, |stored| {
+        self.read_page(&self.page_of(stream, options), |stored| {
             events.push(event::from_stored(stored, stream.clone())?);
             Ok(())
         })
         .await?;
         Ok(events)
+    }
+
+    pub(super) fn page_of(&self, stream: &WalletId, options: ReadStreamOptions) -> Page {
+        Page::Stream(self.stream_name(stream), options.requires_leader(true))
     }
 
     /// Up to `limit` events of a stream from a revision on, as they are stored.
@@ -186,7 +166,7 @@ impl KurrentLog {
 }
 
 /// What is read in one call.
-enum Page {
+pub(super) enum Page {
     All(ReadAllOptions),
     Stream(String, ReadStreamOptions),
 }
@@ -201,7 +181,7 @@ impl Page {
 }
 
 async fn timely<T>(call: impl Future<Output = eventstore::Result<T>>) -> eventstore::Result<T> {
-    let silent = |_| Error::ServerError(format!("no answer within {ANSWER_TIMEOUT:?}"));
+    let silent = |_| Error::ServerError(format!("{SILENCE} {ANSWER_TIMEOUT:?}"));
     tokio::time::timeout(ANSWER_TIMEOUT, call).await.map_err(silent)?
 }
 
@@ -230,6 +210,7 @@ impl EventLog for KurrentLog {
     }
 
     async fn append(&self, batch: &Batch) -> Result<Appended, LogError> {
+        self.check_trusted()?;
         let (stream, expected) = only_stream(batch)?;
         if batch.first_places().is_none() {
             return Ok(Appended::Conflict);
@@ -266,6 +247,10 @@ impl EventLog for KurrentLog {
                     return Err(LogError::Away(error.to_string()));
                 }
                 Trouble::Moved(_) if calls < CALLS_MAX => self.connection.moved(appends.number).await,
+                Trouble::Silent(reason) => {
+                    self.connection.fell_silent(appends.number).await;
+                    return Err(LogError::Away(reason));
+                }
                 Trouble::Moved(reason) | Trouble::Away(reason) => {
                     self.connection.failed(appends.number).await;
                     return Err(LogError::Away(reason));
@@ -299,7 +284,7 @@ impl EventLog for KurrentLog {
         while events.len() < limit {
             let page = self.scan(place, limit).await?;
             let Some(looked_to) = page.looked_to else { break };
-            place = Some(looked_to);
+            place = Some(looked_to.place);
             events.extend(page.events.into_iter().map(|(_, event)| event));
         }
         events.truncate(limit);
@@ -313,12 +298,14 @@ impl EventLog for KurrentLog {
         from: Revision,
         limit: usize,
     ) -> Result<Vec<RecordedEvent>, LogError> {
+        self.check_trusted()?;
         let mut events = self.stored(stream, from, limit).await?;
         self.stretch_in_our_terms(&mut events).await?;
         Ok(events)
     }
 
     async fn read_stream_end(&self, stream: &WalletId, limit: usize) -> Result<Vec<RecordedEvent>, LogError> {
+        self.check_trusted()?;
         let options = ReadStreamOptions::default().backwards().position(StreamPosition::End).max_count(limit);
         let mut events = self.read_stream_page(stream, options).await?;
         events.reverse();

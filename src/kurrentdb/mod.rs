@@ -16,6 +16,7 @@
 //!   others learn that it was closed and send the same bytes again through a new one.
 //! - **A client whose first contact failed is dead for ever**, so a client counts as one only after it has spoken to the server,
 //!   and a new one is made, with growing pauses, whenever it has not or one has failed twice in a row.
+//! - **A connection that is silent is given up** after five seconds, client and all: its other end may be gone without a word.
 //! - **Every call asks for the leader.** A follower may be behind; what it reads could be older than an answer already given.
 //!   A client that is told by its append call that another node leads does not go there; one that is told by a read does. So each
 //!   new client begins with a read.
@@ -37,17 +38,24 @@ mod earlier;
 mod event;
 mod hurry;
 mod log;
+mod scan;
 
 use std::sync::Arc;
 
 use eventstore::ClientSettings;
 use thiserror::Error;
 
-pub use event::event_id;
-pub use log::{KurrentLog, LogPlace, Scanned};
+use crate::wallet::WalletId;
 
-/// What a wallet's stream is called before its id.
-const STREAM_PREFIX: &str = "wallet-";
+pub use event::event_id;
+pub use log::KurrentLog;
+pub(crate) use scan::Looked;
+pub use scan::{LogPlace, Mark, Scanned};
+
+/// What a wallet's stream is called before its id, where nothing else is said.
+pub const STREAM_PREFIX: &str = "wallet-";
+/// The longest beginning of a stream's name, in bytes.
+const STREAM_PREFIX_BYTES_MAX: usize = 64;
 
 /// Where a KurrentDB is, and what its streams are called.
 #[derive(Clone)]
@@ -73,6 +81,12 @@ pub enum KurrentConfigError {
         "the event store's address cannot be read ({0}); it should look like esdb://user:password@host:2113?tls=true"
     )]
     ConnectionString(String),
+    /// No beginning of a stream's name.
+    #[error(
+        "the prefix of the wallets' streams must be 1 to 64 characters of A-Z a-z 0-9 . _ : - and begin with a letter or a digit, such \
+         as wallet- or staging-wallet-"
+    )]
+    StreamPrefix,
     /// A file that it names cannot be read.
     #[error("{option} names {path}, which cannot be read: {reason}")]
     File {
@@ -116,10 +130,23 @@ impl KurrentConfig {
         Ok(KurrentConfig { settings, connection_string, masked, stream_prefix: STREAM_PREFIX.into() })
     }
 
-    /// The same, with another beginning of the streams' names than `wallet-`: for tests on a server that others use too.
-    #[must_use]
-    pub fn with_stream_prefix(self, prefix: &str) -> Self {
-        KurrentConfig { stream_prefix: prefix.into(), ..self }
+    /// The same, with another beginning of the streams' names than [`STREAM_PREFIX`]. It keeps apart what shares a server: of two
+    /// wallexes there, neither prefix may begin with the other. To 64 bytes of `A-Z a-z 0-9 . _ : -`, the first a letter or a digit.
+    ///
+    /// # Errors
+    /// [`KurrentConfigError::StreamPrefix`] where it is none.
+    pub fn with_stream_prefix(self, prefix: &str) -> Result<Self, KurrentConfigError> {
+        // As strict as a wallet's id is: never the name of a system's stream, which begins with $.
+        let is_one = prefix.len() <= STREAM_PREFIX_BYTES_MAX && WalletId::new(prefix).is_ok();
+        if !is_one {
+            return Err(KurrentConfigError::StreamPrefix);
+        }
+        Ok(KurrentConfig { stream_prefix: prefix.into(), ..self })
+    }
+
+    /// What the wallets' streams are called before the wallet's id.
+    pub fn stream_prefix(&self) -> &str {
+        &self.stream_prefix
     }
 
     /// What it was read from. May hold a password: never print it unmasked.
@@ -151,6 +178,18 @@ mod tests {
         ] {
             let error = KurrentConfig::new(wrong).expect_err(wrong).to_string();
             assert!(!error.contains("changeit") && error.contains("esdb://user"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_streams_is_a_plain_word_within_bounds() {
+        let config = || KurrentConfig::new("esdb://host?tls=false").expect("a connection string");
+        assert_eq!(config().stream_prefix(), "wallet-");
+        let prefixed = config().with_stream_prefix("staging-wallet-").expect("a prefix");
+        assert_eq!(prefixed.stream_prefix(), "staging-wallet-");
+        for wrong in ["", "$wallet-", "-", "wallet id-", "wället-", &"w".repeat(65)] {
+            let error = config().with_stream_prefix(wrong).expect_err(wrong);
+            assert_eq!(error, KurrentConfigError::StreamPrefix);
         }
     }
 

@@ -9,11 +9,13 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
+use crate::ingest::{AnotherStore, Recognised, recognise};
 use crate::kurrentdb::{KurrentLog, LogPlace};
 use crate::lag::probe::{age_ms, milliseconds};
 use crate::lag::state::{Waiting, state_of};
 use crate::lag::{Standing, State};
 use crate::log::{LogError, Position};
+use crate::postgres::{Database, Reached};
 
 /// How many of the store's events are read at once.
 const PAGE: usize = 1_000;
@@ -44,6 +46,18 @@ pub struct IngestLag {
     pub unmoved_ms: Option<i64>,
     /// What is between the legs of transfers.
     pub in_transit: InTransit,
+    /// What was met in the store that is called like a wallet's and is none. It stays there, and nobody is held up by it.
+    pub strays: Strays,
+}
+
+/// Streams that are called like a wallet's, such as `wallet-no id`, though the rest of their name is no wallet id.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Strays {
+    /// How many events lie in them, as far as the copy has come.
+    pub events: i64,
+    /// The first such stream's name, cut to 200 characters; `None` where there is none.
+    pub first: Option<String>,
 }
 
 /// Whether the event store answered just now.
@@ -64,6 +78,8 @@ pub struct InTransit {
     pub transfers: i64,
     /// How long ago the oldest was decided, in milliseconds; `None` where there is none.
     pub oldest_age_ms: Option<i64>,
+    /// How many of them the copy has known of for longer than [`OVERDUE_AFTER`](crate::lag::OVERDUE_AFTER).
+    pub overdue: i64,
 }
 
 /// How far the copy is.
@@ -71,8 +87,6 @@ pub struct InTransit {
 pub(crate) struct Copied {
     /// The place in the store that it has come to.
     pub commit: i64,
-    /// The same, for whoever goes on from there.
-    pub prepare: i64,
     /// How long ago that changed.
     pub unmoved: Duration,
 }
@@ -85,6 +99,14 @@ pub(super) enum Asked {
     Answered(Beyond),
     /// It did not answer, or not what can be copied.
     Failed(LogError),
+    /// It is not the one that was copied.
+    Another(AnotherStore),
+}
+
+/// What of it the database knows alone.
+pub(super) struct Known {
+    pub in_transit: InTransit,
+    pub strays: Strays,
 }
 
 /// What the store has beyond the copy.
@@ -96,37 +118,54 @@ pub(super) struct Beyond {
 }
 
 /// Asks the store, for as long as that.
-pub(super) async fn ask(store: Option<&KurrentLog>, standing: &Standing, patience: Duration) -> Asked {
+pub(super) async fn ask(
+    store: Option<&KurrentLog>,
+    database: &Database,
+    reached: Option<&Reached>,
+    patience: Duration,
+) -> Asked {
     let Some(store) = store else { return Asked::Unnamed };
-    match beyond(store, standing.copied, patience).await {
-        Ok(beyond) => Asked::Answered(beyond),
+    let deadline = Instant::now() + patience;
+    let too_late = || LogError::Away(format!("no answer within {patience:?}"));
+    let recognised = timeout_at(deadline, recognise(store, database, reached)).await;
+    let since = match recognised.unwrap_or_else(|_| Err(too_late())) {
+        Ok(Recognised::Another(another)) => return Asked::Another(another),
+        Ok(Recognised::Since(mark)) => mark.map(|mark| mark.place),
+        Err(error) => return Asked::Failed(error),
+    };
+    match beyond(store, since, deadline).await {
+        Ok(Some(beyond)) => Asked::Answered(beyond),
+        Ok(None) => Asked::Failed(too_late()),
         Err(error) => Asked::Failed(error),
     }
 }
 
-async fn beyond(store: &KurrentLog, copied: Option<Copied>, patience: Duration) -> Result<Beyond, LogError> {
-    let deadline = Instant::now() + patience;
-    let place = |it: Copied| LogPlace { commit: it.commit.unsigned_abs(), prepare: it.prepare.unsigned_abs() };
-    let mut place = copied.map(place);
+/// `None` where the store took too long even over the first page.
+async fn beyond(
+    store: &KurrentLog,
+    mut place: Option<LogPlace>,
+    deadline: Instant,
+) -> Result<Option<Beyond>, LogError> {
     let mut beyond = Beyond::default();
     for number in 0..PAGES_MAX {
         let page = match timeout_at(deadline, store.scan(place, PAGE)).await {
             Ok(page) => page?,
-            Err(_) if number == 0 => return Err(LogError::Away(format!("no answer within {patience:?}"))),
+            Err(_) if number == 0 => return Ok(None),
             // What was counted in that time is known.
             Err(_) => break,
         };
-        let Some(looked_to) = page.looked_to else { return Ok(beyond) };
-        place = Some(looked_to);
+        let Some(looked_to) = page.looked_to else { return Ok(Some(beyond)) };
+        place = Some(looked_to.place);
         beyond.events += page.events.len() as i64;
         beyond.oldest = beyond.oldest.or(page.events.first().map(|(_, event)| event.recorded_at));
     }
     beyond.more = true;
-    Ok(beyond)
+    Ok(Some(beyond))
 }
 
 /// The report, of everything that was found out.
-pub(super) fn ingest_lag(standing: &Standing, asked: Asked, in_transit: InTransit, now: DateTime<Utc>) -> IngestLag {
+pub(super) fn ingest_lag(standing: &Standing, asked: Asked, known: Known, now: DateTime<Utc>) -> IngestLag {
+    let Known { in_transit, strays } = known;
     let unmoved = standing.copied.map(|copied| copied.unmoved);
     let mut lag = IngestLag {
         state: None,
@@ -137,6 +176,7 @@ pub(super) fn ingest_lag(standing: &Standing, asked: Asked, in_transit: InTransi
         copied: standing.copied.map(|copied| copied.commit),
         unmoved_ms: unmoved.map(milliseconds),
         in_transit,
+        strays,
     };
     match asked {
         Asked::Unnamed => {
@@ -158,14 +198,21 @@ pub(super) fn ingest_lag(standing: &Standing, asked: Asked, in_transit: InTransi
             lag.state = Some(if lag.store.connected { State::Stuck } else { State::StoreAway });
             lag.store.error = Some(error.to_string());
         }
+        Asked::Another(another) => {
+            lag.store = StoreState { connected: true, error: Some(another.to_string()) };
+            lag.state = Some(State::AnotherStore);
+        }
     }
+    // That much is known also where nobody was asked.
+    lag.state = lag.state.max((in_transit.overdue > 0).then_some(State::TransferOverdue));
     lag
 }
 
 impl IngestLag {
-    /// Whether the copy lacks more events than that, or nobody knows.
+    /// Whether the copy lacks more events than that, or nobody knows; or whether any transfer is overdue, since money that stands still
+    /// is no matter of how much waits.
     pub fn is_above(&self, max: i64) -> bool {
-        self.more || self.events.is_none_or(|events| events > max)
+        self.more || self.events.is_none_or(|events| events > max) || self.in_transit.overdue > 0
     }
 }
 

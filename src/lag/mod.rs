@@ -23,10 +23,10 @@ use crate::postgres::{Database, RelayStatus, WithheldWallet};
 
 pub(crate) use behind::EventTime;
 pub(crate) use ingest::Copied;
-pub use ingest::{INGEST_COUNT_MAX, InTransit, IngestLag, StoreProgress, StoreState};
+pub use ingest::{INGEST_COUNT_MAX, InTransit, IngestLag, StoreProgress, StoreState, Strays};
 pub use probe::{BROKER_TIMEOUT, LagProbe};
 pub(crate) use standing::{Standing, Through};
-pub use state::{STUCK_AFTER, State};
+pub use state::{OVERDUE_AFTER, STUCK_AFTER, State};
 
 /// How many parked wallets a report lists at most, the longest parked first.
 pub const PARKED_WALLETS_MAX: usize = 1_000;

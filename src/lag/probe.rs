@@ -11,6 +11,7 @@ use tokio::sync::{Mutex, watch};
 use crate::kafka::{DLQ_TOPIC, EVENTS_TOPIC, KafkaConfig, OffsetReader, Offsets, Watermarks};
 use crate::kurrentdb::KurrentLog;
 use crate::lag::behind::Behind;
+use crate::lag::ingest::Known;
 use crate::lag::state::{Broker, GroupFacts, OutboxFacts, Waiting, group_state, needs_help, outbox_state, state_of};
 use crate::lag::{
     self, BrokerState, GroupLag, IngestLag, LagError, LagReport, OutboxLag, PartitionLag, Progress, Standing, State,
@@ -150,9 +151,11 @@ impl LagProbe {
         if !standing.is_a_copy {
             return Ok(None);
         }
-        let asked = ingest::ask(self.event_store.as_ref(), standing, self.patience);
-        let (asked, in_transit) = tokio::join!(asked, self.database.in_transit_now());
-        Ok(Some(ingest::ingest_lag(standing, asked, in_transit?, Utc::now())))
+        let (in_transit, strays) = (self.database.in_transit_now().await?, self.database.strays_now().await?);
+        let reached = self.database.reached_now().await?;
+        let store = self.event_store.as_ref();
+        let asked = ingest::ask(store, &self.database, reached.as_ref(), self.patience).await;
+        Ok(Some(ingest::ingest_lag(standing, asked, Known { in_transit, strays }, Utc::now())))
     }
 
     /// Asks the broker, off the runtime's threads since its client blocks. Whoever waited while somebody else asked the same

@@ -11,6 +11,10 @@ use crate::postgres::RelayState;
 /// group takes to be balanced anew after one of its members has died.
 pub const STUCK_AFTER: Duration = Duration::from_secs(30);
 
+/// From this time on the copy has known of a transfer's paying leg, a transfer without its receiving one is overdue: that follows
+/// within milliseconds, or some seconds after a server has died in between. What lasts is a return to a payer who has no room for it.
+pub const OVERDUE_AFTER: Duration = Duration::from_secs(60);
+
 /// How the ingest, the outbox, a group or one partition of it stands. Where several are true it is the one to look at first: the
 /// order here, from the least urgent to the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,6 +32,8 @@ pub enum State {
     Full,
     /// The group has never come to anything, though there are events for it: it has begun just now, or it never could.
     NeverCommitted,
+    /// The money of a transfer has been on its way for longer than [`OVERDUE_AFTER`].
+    TransferOverdue,
     /// Nobody is in the group, so whatever comes will wait.
     GroupAbsent,
     /// The broker does not have the topic.
@@ -36,6 +42,8 @@ pub enum State {
     BrokerAway,
     /// The event store does not answer, so no command is taken either.
     StoreAway,
+    /// The event store is not the one that was copied, or was put back to an earlier state. No command is taken.
+    AnotherStore,
 }
 
 impl fmt::Display for State {
@@ -47,10 +55,12 @@ impl fmt::Display for State {
             State::Stuck => "stuck",
             State::Full => "full",
             State::NeverCommitted => "never committed",
+            State::TransferOverdue => "transfer overdue",
             State::GroupAbsent => "group absent",
             State::TopicAbsent => "topic absent",
             State::BrokerAway => "broker away",
             State::StoreAway => "store away",
+            State::AnotherStore => "another store",
         })
     }
 }
@@ -145,7 +155,7 @@ pub(super) fn group_state(facts: &GroupFacts) -> State {
 /// Whether somebody should look, because it will not come right by just going on: `partitions` is the most urgent of them. A
 /// group that has parked wallets serves all others, and one that has only just begun is given its time.
 pub(super) fn needs_help(state: State, partitions: State) -> bool {
-    matches!(partitions, State::Stuck | State::Full) || state >= State::GroupAbsent
+    matches!(partitions, State::Stuck | State::Full) || state >= State::TransferOverdue
 }
 
 #[cfg(test)]
@@ -227,6 +237,8 @@ mod tests {
             (State::TopicAbsent, State::Idle, true),
             (State::BrokerAway, State::Idle, true),
             (State::StoreAway, State::Idle, true),
+            (State::TransferOverdue, State::Idle, true),
+            (State::AnotherStore, State::Idle, true),
         ] {
             assert_eq!(needs_help(state, partitions), expected, "{state}, {partitions}");
         }

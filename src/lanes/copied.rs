@@ -11,7 +11,8 @@ use crate::wallet::WalletId;
 /// How many events of a stream's tail are read at once.
 const TAIL_PAGE: usize = 1_000;
 
-/// The store, with the copy for what lies further back. Everything but [`EventLog::load`] is the store's own.
+/// The store, with the copy for what lies further back: whole streams and their ends are made of both, so that no long history, and
+/// none that the earlier system left, is read from the store again and again. Everything else is the store's own.
 #[derive(Clone, Debug)]
 pub struct CopiedLog<L> {
     log: L,
@@ -60,8 +61,20 @@ impl<L: EventLog> EventLog for CopiedLog<L> {
         self.log.read_stream(stream, from, limit).await
     }
 
+    /// From the copy, and the store's events after it; so it is never older than the store. The positions of what comes from the
+    /// copy are the copy's.
     async fn read_stream_end(&self, stream: &WalletId, limit: usize) -> Result<Vec<RecordedEvent>, LogError> {
-        self.log.read_stream_end(stream, limit).await
+        let mut newest = self.copy.read_stream_end(stream, limit).await?;
+        let Some(copied) = newest.last().map(|last| last.revision) else {
+            return self.log.read_stream_end(stream, limit).await;
+        };
+        let after = self.log.read_stream(stream, copied + 1, limit).await?;
+        if after.len() == limit {
+            // The copy is far behind: there may be more.
+            return self.log.read_stream_end(stream, limit).await;
+        }
+        newest.extend(after);
+        Ok(newest.split_off(newest.len().saturating_sub(limit)))
     }
 
     /// From the copy, and the store's events after it; so it is never older than the store. The positions of what comes from

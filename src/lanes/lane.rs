@@ -292,6 +292,8 @@ impl<L: EventLog> Lane<L> {
         if self.catch_up().await? == 0 {
             self.unexplained += 1;
             if self.unexplained > UNEXPLAINED_MAX {
+                // What is known may be of another store, which was behind the address for a moment.
+                self.forget();
                 return Err(Setback::Away(
                     "the store refuses an append and shows nothing that is in its way".to_owned(),
                 ));

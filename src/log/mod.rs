@@ -30,7 +30,7 @@ pub(crate) use earlier::{left_before, to_look_up, upcast};
 pub use memory::MemoryLog;
 pub(crate) use read_ahead::ReadAhead;
 pub(crate) use snapshot::apply_next;
-pub use snapshot::{SNAPSHOT_FORMAT, restore};
+pub use snapshot::{SNAPSHOT_EVERY, SNAPSHOT_FORMAT, restore};
 pub use view::{ViewError, WalletView, read_wallet};
 
 /// An event's place in the whole log, from 1 without a gap; 0 is before the first.

@@ -3,12 +3,16 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::log::{LoadedStream, RecordedEvent, Snapshot, StreamKey, ViewError};
+use crate::log::{LoadedStream, RecordedEvent, Revision, Snapshot, StreamKey, ViewError};
 use crate::money::{Amount, Currency};
 use crate::wallet::{Corrupt, OwnerId, Wallet, WalletStatus};
 
 /// The encoding below. A change of [`Wallet`]'s meaning gets a new number; snapshots of another number are not read.
 pub const SNAPSHOT_FORMAT: i32 = 1;
+
+/// A snapshot is taken each time a wallet's version passes a multiple of this, so that a cold load reads little more than
+/// this many events.
+pub const SNAPSHOT_EVERY: Revision = 100;
 
 #[derive(Serialize, Deserialize)]
 struct State {

@@ -10,7 +10,7 @@ use crate::postgres::log::log_error;
 pub enum EventHome {
     /// In the database itself.
     Database,
-    /// In an event store of their own; the database has a copy. Which store that is, the database does not know.
+    /// In an event store of their own; the database has a copy, by which it knows that store again.
     EventStore,
 }
 

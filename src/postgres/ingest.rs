@@ -10,8 +10,9 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::log::{KeyRecord, LogError, Position, RecordedEvent, Revision, to_look_up, upcast};
-use crate::postgres::Database;
+use crate::postgres::ingest_checkpoint::{move_checkpoint, reached};
 use crate::postgres::log::{log_error, recorded_event, wallet_id};
+use crate::postgres::{Database, PageEnd, Reached, StorePlace};
 use crate::wallet::{Before, WalletEvent, WalletId};
 
 /// The advisory lock that the active ingest holds: "wallex", then the ingest's number.
@@ -19,13 +20,6 @@ const INGEST_LOCK: i64 = 0x7761_6c6c_6578_0008;
 
 /// How many transfers in transit are read at once.
 const IN_TRANSIT_PAGE: i64 = 1_000;
-
-/// A place in the event store's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StorePlace {
-    pub(crate) commit: i64,
-    pub(crate) prepare: i64,
-}
 
 /// An event to copy. Its position is the copy's to give.
 #[derive(Clone, Debug)]
@@ -70,8 +64,8 @@ impl IngestSession {
     }
 
     /// How far the copy reaches; `None` before its first page.
-    pub(crate) async fn checkpoint(&mut self) -> Result<Option<StorePlace>, CopyError> {
-        Ok(checkpoint(&mut self.connection).await?)
+    pub(crate) async fn reached(&mut self) -> Result<Option<Reached>, CopyError> {
+        Ok(reached(&mut self.connection).await?)
     }
 
     /// Copies a page and moves the checkpoint over it, both or neither. Events that the copy has are passed over. How many were
@@ -79,11 +73,11 @@ impl IngestSession {
     pub(crate) async fn copy(
         &mut self,
         from: Option<StorePlace>,
-        to: StorePlace,
+        to: PageEnd,
         page: Vec<CopiedEvent>,
     ) -> Result<usize, CopyError> {
         let mut transaction = self.connection.begin().await?;
-        move_checkpoint(&mut transaction, from, to).await?;
+        move_checkpoint(&mut transaction, from, &to).await?;
         let mut new = new_events(&mut transaction, page).await?;
         in_our_terms(&mut transaction, &mut new).await?;
         if !new.is_empty() {
@@ -98,33 +92,6 @@ impl IngestSession {
         // Where the connection is gone already, so is the lock.
         let _ = self.connection.close().await;
     }
-}
-
-async fn checkpoint(connection: &mut PgConnection) -> Result<Option<StorePlace>, sqlx::Error> {
-    let statement = "SELECT commit_position, prepare_position FROM ingest_checkpoint";
-    let row: Option<(i64, i64)> = sqlx::query_as(statement).fetch_optional(connection).await?;
-    Ok(row.map(|(commit, prepare)| StorePlace { commit, prepare }))
-}
-
-async fn move_checkpoint(
-    transaction: &mut PgConnection,
-    from: Option<StorePlace>,
-    to: StorePlace,
-) -> Result<(), CopyError> {
-    let moved = match from {
-        None => {
-            let statement = "INSERT INTO ingest_checkpoint (commit_position, prepare_position, moved_at)
-                             VALUES ($1, $2, now()) ON CONFLICT DO NOTHING";
-            sqlx::query(statement).bind(to.commit).bind(to.prepare).execute(transaction).await?
-        }
-        Some(from) => {
-            let statement = "UPDATE ingest_checkpoint SET commit_position = $1, prepare_position = $2, moved_at = now()
-                              WHERE commit_position = $3 AND prepare_position = $4";
-            let moving = sqlx::query(statement).bind(to.commit).bind(to.prepare).bind(from.commit).bind(from.prepare);
-            moving.execute(transaction).await?
-        }
-    };
-    if moved.rows_affected() == 1 { Ok(()) } else { Err(CopyError::Fenced) }
 }
 
 /// An event that the copy does not have, with its stream's number; a stream that is new has none yet.
@@ -288,16 +255,6 @@ async fn write_transfers(transaction: &mut PgConnection, first: Position, new: &
 }
 
 impl Database {
-    /// How far the copy of an event store's log reaches, in that store's terms; `None` where nothing was copied.
-    ///
-    /// # Errors
-    /// [`LogError`] where the database does not answer.
-    pub async fn ingested(&self) -> Result<Option<(i64, i64)>, LogError> {
-        let mut connection = self.pool().acquire().await.map_err(log_error)?;
-        let place = checkpoint(&mut connection).await.map_err(log_error)?;
-        Ok(place.map(|place| (place.commit, place.prepare)))
-    }
-
     /// Of these transfers, those whose receiving leg the copy has, with its position.
     pub(crate) async fn received_transfers(&self, ids: &[Uuid]) -> Result<Vec<(Uuid, Position)>, LogError> {
         let statement = "SELECT transfer_id, credit_position FROM stream_transfers

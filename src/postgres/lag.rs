@@ -7,8 +7,11 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use crate::kafka::EVENTS_TOPIC;
-use crate::lag::{Copied, EventTime, InTransit, LagError, PARKED_WALLETS_MAX, ParkedWallet, Standing, Through};
+use crate::lag::{
+    Copied, EventTime, InTransit, LagError, OVERDUE_AFTER, PARKED_WALLETS_MAX, ParkedWallet, Standing, Strays, Through,
+};
 use crate::log::Position;
+use crate::postgres::ingest_checkpoint::{Reached, reached};
 use crate::postgres::{Database, EventHome, RelayStatus, WithheldWallet, is_transient};
 
 fn lag_error(error: sqlx::Error) -> LagError {
@@ -26,10 +29,7 @@ fn stand(standing: &mut Standing, row: &PgRow) -> Result<(), sqlx::Error> {
         "tail" => _ = standing.tails.insert(place, position),
         "bound" => _ = standing.parked_max.insert(row.try_get("name")?, position),
         "home" => standing.is_a_copy = EventHome::is_event_store(&row.try_get::<String, _>("name")?),
-        "copied" => {
-            let prepare: Option<i64> = row.try_get("next_offset")?;
-            standing.copied = Some(Copied { commit: position, prepare: prepare.unwrap_or(position), unmoved });
-        }
+        "copied" => standing.copied = Some(Copied { commit: position, unmoved }),
         "paused" => _ = standing.paused.insert((row.try_get("name")?, place)),
         "parked" => _ = standing.parked.insert(row.try_get("name")?, position),
         _ => {
@@ -54,7 +54,7 @@ impl Database {
                    UNION ALL SELECT 'paused', projection, partition, position, NULL, 0
                                FROM projection_checkpoints WHERE paused_since IS NOT NULL
                    UNION ALL SELECT 'home', home, 0, 0, NULL, 0 FROM event_home
-                   UNION ALL SELECT 'copied', '', 0, commit_position, prepare_position,
+                   UNION ALL SELECT 'copied', '', 0, commit_position, NULL,
                                     (extract(epoch FROM now() - moved_at) * 1000)::bigint
                                FROM ingest_checkpoint
                    UNION ALL SELECT 'checkpoint', projection, partition, position, next_offset,
@@ -74,13 +74,31 @@ impl Database {
         Ok((status, self.relay_withheld().await.map_err(lag_error)?))
     }
 
-    /// How many transfers are in transit, and for how long the oldest has been, by the clock that wrote the times.
+    /// How many transfers are in transit, for how long the oldest has been, and how many are overdue, by the clock that wrote the times.
     pub(crate) async fn in_transit_now(&self) -> Result<InTransit, LagError> {
-        let statement = "SELECT count(*), max((extract(epoch FROM now() - e.recorded_at) * 1000)::bigint)
+        // What the copy has learned of just now may be years old: a store's past that is being copied.
+        let statement = "SELECT count(*), max((extract(epoch FROM now() - e.recorded_at) * 1000)::bigint),
+                                count(*) FILTER (WHERE t.seen_at < now() - make_interval(secs => $1))
                            FROM stream_transfers t JOIN events e ON e.position = t.debit_position
                           WHERE t.credit_position IS NULL";
-        let found: (i64, Option<i64>) = sqlx::query_as(statement).fetch_one(self.pool()).await.map_err(lag_error)?;
-        Ok(InTransit { transfers: found.0, oldest_age_ms: found.1.map(|age| age.max(0)) })
+        let asking = sqlx::query_as(statement).bind(OVERDUE_AFTER.as_secs_f64());
+        let (transfers, oldest, overdue): (i64, Option<i64>, i64) =
+            asking.fetch_one(self.pool()).await.map_err(lag_error)?;
+        Ok(InTransit { transfers, oldest_age_ms: oldest.map(|age| age.max(0)), overdue })
+    }
+
+    /// What was met in the event store that is called like a wallet's and is none.
+    pub(crate) async fn strays_now(&self) -> Result<Strays, LagError> {
+        let statement = "SELECT stray_events, first_stray FROM ingest_checkpoint";
+        let found: Option<(i64, Option<String>)> =
+            sqlx::query_as(statement).fetch_optional(self.pool()).await.map_err(lag_error)?;
+        Ok(found.map_or_else(Strays::default, |(events, first)| Strays { events, first }))
+    }
+
+    /// How far the copy is, with what its store is known by.
+    pub(crate) async fn reached_now(&self) -> Result<Option<Reached>, LagError> {
+        let mut connection = self.pool().acquire().await.map_err(lag_error)?;
+        reached(&mut connection).await.map_err(lag_error)
     }
 
     /// When the first event after a position was recorded.

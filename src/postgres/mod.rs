@@ -7,6 +7,7 @@ mod checkpoint;
 mod dead_letters;
 mod home;
 mod ingest;
+mod ingest_checkpoint;
 mod lag;
 mod ledger;
 pub mod log;
@@ -30,7 +31,8 @@ pub(crate) use dead_letters::{
     discard, events_at, lock_queue, note_deed, note_failure, queue_beginning, queue_length, unpark,
 };
 pub use home::EventHome;
-pub(crate) use ingest::{CopiedEvent, CopyError, IngestSession, StorePlace, TransferLeg};
+pub(crate) use ingest::{CopiedEvent, CopyError, IngestSession, TransferLeg};
+pub(crate) use ingest_checkpoint::{NewestCopied, PageEnd, Reached, StorePlace};
 pub use ledger::LedgerEntry;
 pub(crate) use ledger::insert_ledger_entries;
 pub(crate) use parked::{

@@ -1,6 +1,7 @@
 //! Putting the parts together in one process: configuration, what they stand on, supervision, and the way out.
 
 mod config;
+mod home;
 mod platform;
 mod supervise;
 mod wallex;

@@ -5,6 +5,7 @@ use std::path::Path;
 use thiserror::Error;
 
 use crate::embedded::{BrokerError, DataDir, DataDirError, EmbeddedBroker, ManagedPostgres, PostgresError, ServeInfo};
+use crate::ingest::AnotherStore;
 use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, PropertyError};
 use crate::kurrentdb::{KurrentConfig, KurrentConfigError};
 use crate::postgres::{Database, DatabaseError};
@@ -64,6 +65,9 @@ pub enum OpenError {
     /// The event store.
     #[error(transparent)]
     EventStore(#[from] KurrentConfigError),
+    /// The event store is not the one that the database has a copy of.
+    #[error(transparent)]
+    AnotherEventStore(#[from] AnotherStore),
     /// Where the events are could not be found out.
     #[error("the database did not say where its events are: {0}")]
     Log(String),
@@ -131,6 +135,7 @@ impl Platform {
             url: url.to_owned(),
             database_url: self.database_url.clone(),
             event_store: self.event_store.as_ref().map(|store| store.connection_string().to_owned()),
+            event_store_prefix: self.event_store.as_ref().map(|store| store.stream_prefix().to_owned()),
             kafka_brokers: self.kafka.brokers.clone(),
             embedded_postgres: self.postgres.is_some(),
             embedded_kafka: self.broker.is_some(),
@@ -236,11 +241,15 @@ fn broker_of(config: &Config, serve: Option<&ServeInfo>) -> Result<Option<KafkaC
 
 /// The event store that is named, or else that of the running `serve`.
 fn event_store_of(config: &Config, serve: Option<&ServeInfo>) -> Result<Option<KurrentConfig>, OpenError> {
-    let found = || serve.and_then(|serve| serve.event_store.as_deref());
-    match &config.event_store {
-        Some(named) => Ok(Some(named.clone())),
-        None => Ok(found().map(KurrentConfig::new).transpose()?),
+    if let Some(named) = &config.event_store {
+        return Ok(Some(named.clone()));
     }
+    let Some(serve) = serve else { return Ok(None) };
+    let Some(found) = serve.event_store.as_deref().map(KurrentConfig::new).transpose()? else { return Ok(None) };
+    Ok(Some(match &serve.event_store_prefix {
+        Some(prefix) => found.with_stream_prefix(prefix)?,
+        None => found,
+    }))
 }
 
 fn kafka_of(config: &Config, brokers: String, embedded: bool) -> KafkaConfig {

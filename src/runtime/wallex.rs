@@ -15,12 +15,12 @@ use crate::lag::{self, LagError};
 use crate::lanes::{CopiedLog, Lanes};
 use crate::lease::Leases;
 use crate::log::{EventLog, LogError, Position, PostgresLog, ViewError, WalletView, read_wallet};
-use crate::postgres::{Database, EventHome};
+use crate::postgres::Database;
 use crate::projection::{
     BUILT_IN, LedgerProjection, PARKED_MAX, Projection, ProjectionRunner, ReadModelProjection, RunnerOptions,
 };
 use crate::relay::{Bell, Relay, RelayOptions};
-use crate::runtime::{Attachment, Config, OpenError, Parts, Platform, Stage, Supervisor, TaskEnded};
+use crate::runtime::{Attachment, Config, OpenError, Parts, Platform, Stage, Supervisor, TaskEnded, home};
 use crate::sequencer::{Answer, CommandError, CommandService, Request, Sequencer, forget_old_keys};
 use crate::verify::{Proof, VerifyError, VerifyOptions, verify_copy};
 use crate::wallet::{Command, WalletId};
@@ -31,33 +31,6 @@ const TRAIL_MAX: usize = 100;
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// How often [`Wallex::projected`] looks: progress is made in other tasks or processes, which do not tell.
 const PROGRESS_POLL: Duration = Duration::from_millis(5);
-
-/// Events have one home, for ever: whoever writes first, commands or a copy, settles which, and who would write elsewhere is
-/// refused.
-async fn claim_home(config: &Config, database: &Database) -> Result<(), OpenError> {
-    let wanted = match config.event_store {
-        Some(_) => EventHome::EventStore,
-        None => EventHome::Database,
-    };
-    let copies = config.parts.relay && config.event_store.is_some();
-    if !(config.parts.commands || copies) {
-        return Ok(());
-    }
-    let home = database.claim_event_home(wanted).await.map_err(|error| OpenError::Log(error.to_string()))?;
-    match home {
-        _ if home == wanted => Ok(()),
-        EventHome::Database => Err(OpenError::EventsAreHere),
-        EventHome::EventStore => Err(OpenError::EventsAreElsewhere),
-    }
-}
-
-/// The same on a database whose schema is somebody else's to bring up to date.
-async fn claim_attached(config: &Config, database: &Database) -> Result<(), OpenError> {
-    if config.event_store.is_some() {
-        database.check_schema().await?;
-    }
-    claim_home(config, database).await
-}
 
 /// A running wallex. [`Wallex::open`] starts it, [`Wallex::close`] ends it in order.
 pub struct Wallex {
@@ -114,13 +87,14 @@ impl Wallex {
         }
         let platform = Platform::start(&config).await?;
         let (database, kafka) = (platform.database.clone(), platform.kafka.clone());
-        if let Err(error) = claim_home(&config, &database).await {
+        let store = config.event_store.clone().map(KurrentLog::new);
+        if let Err(error) = home::claim(&config, store.as_ref(), &database).await {
             platform.stop().await;
             return Err(error);
         }
         // Other processes may write to a database that we do not manage; they ring through the database.
         let listen = !platform.manages_postgres() || !config.parts.commands;
-        Ok(Self::assemble(&config, database, kafka, listen, Foundation::Own(Box::new(platform))))
+        Ok(Self::assemble(&config, store, database, kafka, listen, Foundation::Own(Box::new(platform))))
     }
 
     /// Runs parts beside a wallex that is there already: `relay` or `project` in a process of their own.
@@ -135,21 +109,29 @@ impl Wallex {
         };
         let database = attachment.database.clone();
         let config = Config { event_store: attachment.event_store.clone(), ..config };
-        if let Err(error) = claim_attached(&config, &database).await {
+        let store = config.event_store.clone().map(KurrentLog::new);
+        if let Err(error) = home::claim_attached(&config, store.as_ref(), &database).await {
             attachment.close().await;
             return Err(error);
         }
-        Ok(Self::assemble(&config, database, kafka, true, Foundation::Attached(Box::new(attachment))))
+        Ok(Self::assemble(&config, store, database, kafka, true, Foundation::Attached(Box::new(attachment))))
     }
 
-    fn assemble(config: &Config, database: Database, kafka: KafkaConfig, listen: bool, foundation: Foundation) -> Self {
+    fn assemble(
+        config: &Config,
+        store: Option<KurrentLog>,
+        database: Database,
+        kafka: KafkaConfig,
+        listen: bool,
+        foundation: Foundation,
+    ) -> Self {
         let Parts { commands, relay, ledger, read_model } = config.parts;
         let log = PostgresLog::new(database.clone());
         let bell = Bell::new();
         let projections = BUILT_IN.map(str::to_owned).to_vec();
         let supervisor = Supervisor::default();
         let instance_id = config.instance_id.clone();
-        let store = config.event_store.clone().map(|at| (KurrentLog::new(at), Bell::new()));
+        let store = store.map(|events| (events, Bell::new()));
         let copied = store.as_ref().map(|(events, _)| CopiedLog::new(events.clone(), log.clone()));
         let mut wallex = Wallex {
             database,
@@ -386,10 +368,10 @@ impl Wallex {
         &self.kafka
     }
 
-    /// The event store's address with its password masked, to show; `None` where the events are in the database, and in a process
-    /// that was told of none.
-    pub fn event_store(&self) -> Option<&str> {
-        self.store.as_ref().map(|store| store.store().masked())
+    /// The event store's address with its password masked, and what the wallets' streams there are called before the wallet's id, to
+    /// show; `None` where the events are in the database, and in a process that was told of none.
+    pub fn event_store(&self) -> Option<(&str, &str)> {
+        self.store.as_ref().map(|store| (store.store().masked(), &**store.store().stream_prefix()))
     }
 
     /// Waits until a part ends though nobody asked it to: then this wallex is no longer whole and should be closed.

@@ -5,12 +5,9 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::log::{EventLog, Snapshot};
+use crate::log::{EventLog, SNAPSHOT_EVERY, Snapshot};
 use crate::sequencer::batch::Held;
 
-/// A snapshot is taken each time a wallet's version passes a multiple of this, so that a cold load reads little more than
-/// this many events.
-const SNAPSHOT_EVERY: i64 = 100;
 /// Wallets whose snapshot waits to be saved; when saving cannot keep up, further ones are let go (they are only a cache).
 const WAITING_MAX: usize = 10_000;
 /// How often they are saved at most: each save is a commit that the write path's own would wait for.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::ingest::{Recognised, recognise};
 use crate::kurrentdb::KurrentLog;
 use crate::log::EventLog;
 use crate::postgres::Database;
@@ -22,6 +23,18 @@ pub(super) async fn wait(
         return Ok(None);
     }
     let mut finding = Finding::new("copy");
+    let reached = database.reached_now().await?;
+    match recognise(store, database, reached.as_ref()).await {
+        Ok(Recognised::Since(_)) => {}
+        Ok(Recognised::Another(another)) => {
+            finding.differs(store.masked(), "the event store that was copied", another);
+            return Ok(Some(finding.check("", "")));
+        }
+        Err(error) => {
+            finding.differs(store.masked(), "an event store that says what it has", error);
+            return Ok(Some(finding.check("", "")));
+        }
+    }
     let head = match store.head().await {
         Ok(head) => head,
         Err(error) => {

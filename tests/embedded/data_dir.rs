@@ -13,6 +13,7 @@ fn info() -> ServeInfo {
         url: "http://127.0.0.1:3999".to_owned(),
         database_url: "postgres://wallex:secret@localhost/wallex".to_owned(),
         event_store: None,
+        event_store_prefix: None,
         kafka_brokers: "127.0.0.1:9092".to_owned(),
         embedded_postgres: true,
         embedded_kafka: false,
@@ -46,7 +47,8 @@ fn the_note_has_camel_case_names_and_is_for_its_owner_only() {
     let json: serde_json::Value = serde_json::from_slice(&fs::read(&note).unwrap()).unwrap();
     let mut names: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
     names.sort_unstable();
-    let expected = "databaseUrl embeddedKafka embeddedPostgres eventStore kafkaBrokers pid startedAt url version";
+    let expected =
+        "databaseUrl embeddedKafka embeddedPostgres eventStore eventStorePrefix kafkaBrokers pid startedAt url version";
     assert_eq!(names, expected.split(' ').collect::<Vec<_>>());
     assert_eq!(fs::metadata(&note).unwrap().permissions().mode() & 0o777, 0o600);
 }

@@ -65,10 +65,15 @@ async fn pages_that_come_twice_change_nothing() {
     let world = World::new().await;
     lively(&world, 3).await;
     world.copy().await;
-    for begin_again in [
-        "DELETE FROM ingest_checkpoint",
-        "UPDATE ingest_checkpoint SET commit_position = commit_position / 2, prepare_position = prepare_position / 2",
-    ] {
+    let half_way = {
+        let log = world.store.log();
+        let kept = &log[log.len() / 2];
+        format!(
+            "UPDATE ingest_checkpoint SET commit_position = {0}, prepare_position = {0}, event_id = '{1}'",
+            kept.position, kept.id
+        )
+    };
+    for begin_again in ["DELETE FROM ingest_checkpoint", &half_way] {
         world.database.run(begin_again).await;
         world.copy().await;
         world.assert_copy_is_true().await;
@@ -135,18 +140,28 @@ async fn the_copy_goes_on_after_cuts_kills_silence_and_reads_that_end_early() {
 async fn the_copy_stops_before_a_gap() {
     let world = World::new().await;
     lively(&world, 2).await;
-    let before = world.store.log().len();
-    lively_again(&world).await;
-    // As a copy that was never given the first events.
-    let place = world.store.log()[before - 1].position;
-    let statement = format!("INSERT INTO ingest_checkpoint VALUES (true, {place}, {place}, now())");
+    world.copy().await;
+    let copied = world.database.number("SELECT count(*) FROM events").await;
+    let writer = world.writer();
+    for _ in 0..3 {
+        writer.ok(Command::credit(id("w0"), "1.00")).await;
+    }
+    // As a copy that was never given the first of these events.
+    let (place, event) = {
+        let log = world.store.log();
+        let kept = &log[log.len() - 2];
+        (kept.position, kept.id)
+    };
+    let statement = format!(
+        "UPDATE ingest_checkpoint SET commit_position = {place}, prepare_position = {place}, event_id = '{event}'"
+    );
     world.database.run(&statement).await;
     let stop = CancellationToken::new();
     let ingest = world.ingest(stop.clone());
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.cancel();
     ingest.await.expect("an ingest that stopped");
-    assert_eq!(world.database.number("SELECT count(*) FROM events").await, 0);
+    assert_eq!(world.database.number("SELECT count(*) FROM events").await, copied);
     let commit = world.database.database.ingested().await.expect("a checkpoint").map(|(commit, _)| commit as u64);
     assert_eq!(commit, Some(place));
 }

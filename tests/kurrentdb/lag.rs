@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+use wallex::embedded::EmbeddedBroker;
+use wallex::kafka::{EVENTS_TOPIC, KafkaConfig};
 use wallex::lag::{INGEST_COUNT_MAX, IngestLag, LagProbe, LagReport, State, StoreState, progress};
 use wallex::verify::{VerifyOptions, verify_copy};
 use wallex::wallet::Command;
@@ -15,7 +17,7 @@ use crate::world::{PATIENCE, World, id, opening, patiently};
 
 impl World {
     /// A world whose events are in the store, as the first start says it.
-    async fn at_home_in_the_store() -> Self {
+    pub async fn at_home_in_the_store() -> Self {
         let world = World::new().await;
         world.database.run("INSERT INTO event_home (home) VALUES ('event store')").await;
         world
@@ -28,7 +30,7 @@ impl World {
     }
 
     /// The report, once the store has answered where it was asked: on a busy machine it may well be away for a while.
-    async fn report(&self) -> LagReport {
+    pub async fn report(&self) -> LagReport {
         let probe = self.probe();
         patiently(async || {
             let report = probe.report().await.map_err(|error| error.to_string())?;
@@ -40,12 +42,12 @@ impl World {
         .await
     }
 
-    async fn ingest_lag(&self) -> IngestLag {
+    pub async fn ingest_lag(&self) -> IngestLag {
         self.report().await.ingest.expect("an ingest")
     }
 
     /// `wallex` on the world's database.
-    fn shell(&self, arguments: &[&str]) -> Output {
+    pub fn shell(&self, arguments: &[&str]) -> Output {
         let nowhere = tempfile::tempdir().expect("a directory");
         let nowhere = nowhere.path().to_str().expect("UTF-8");
         run(&[arguments, &["--database-url", &self.database.url, "--data-dir", nowhere, "--log", "error"]].concat())
@@ -203,6 +205,57 @@ async fn money_in_transit_is_shown_with_its_age_until_it_has_arrived() {
     stop.cancel();
     ingest.await.expect("an ingest that stopped");
     finisher.stop().await;
+}
+
+/// Whatever else there is to report is well: the broker answers, and events are from the future and so never late.
+#[tokio::test(flavor = "multi_thread")]
+async fn money_that_stays_in_transit_calls_for_help_until_it_has_arrived() {
+    let world = World::at_home_in_the_store().await;
+    let broker = EmbeddedBroker::start(&[(EVENTS_TOPIC, 10)]).expect("a broker");
+    let writer = world.writer();
+    writer.ok(opening("a", 1_000)).await;
+    writer.ok(opening("b", 0)).await;
+    writer.kill();
+    leave_in_transit(&world, "a", "b", 123).await;
+    world.copy().await;
+    world.database.run("UPDATE events SET recorded_at = now() + interval '1 hour'").await;
+    let kafka = KafkaConfig::new(broker.bootstrap_servers());
+    let probe = LagProbe::new(world.database.database.clone(), Some(kafka)).with_event_store(Some(world.log()));
+    let probe = probe.with_patience(PATIENCE);
+    let store = world.store.connection_string();
+    let max = ["--max", "1000", "--kafka-brokers", broker.bootstrap_servers(), "--event-store", &store];
+    let report = async || {
+        let report = probe.report().await.expect("a report");
+        let told = world.shell(&[&["lag"][..], &max].concat());
+        (report, told.status.code(), String::from_utf8_lossy(&told.stdout).into_owned())
+    };
+    let (young, code, _) = report().await;
+    let in_transit = young.ingest.expect("an ingest").in_transit;
+    assert_eq!((in_transit.transfers, in_transit.overdue), (1, 0));
+    assert_eq!((young.total.needs_help, code), (false, Some(0)), "{:?}", young.total);
+
+    world.database.run("UPDATE stream_transfers SET seen_at = seen_at - interval '61 seconds'").await;
+    let (old, code, told) = report().await;
+    let ingest = old.ingest.expect("an ingest");
+    assert_eq!((ingest.state, ingest.in_transit.overdue), (Some(State::TransferOverdue), 1));
+    assert_eq!((old.total.state, old.total.needs_help), (State::TransferOverdue, true));
+    // Far fewer than 1,000 wait.
+    assert!(code == Some(1) && ingest.is_above(i64::MAX));
+    assert!(told.contains("transfer overdue") && told.contains("1 of them overdue"), "{told}");
+    // Also where nobody knows what the copy lacks.
+    let unnamed = LagProbe::new(world.database.database.clone(), None).report().await.expect("a report");
+    assert_eq!(unnamed.ingest.expect("an ingest").state, Some(State::TransferOverdue));
+
+    let finisher = world.writer();
+    let stop = CancellationToken::new();
+    let ingest = world.ingest(stop.clone());
+    crate::transfers::until_nothing_is_in_transit(&world).await;
+    stop.cancel();
+    ingest.await.expect("an ingest that stopped");
+    finisher.stop().await;
+    world.database.run("UPDATE events SET recorded_at = now() + interval '1 hour'").await;
+    let (well, code, told) = report().await;
+    assert_eq!((well.total.needs_help, code), (false, Some(0)), "{:?} {told}", well.total);
 }
 
 #[tokio::test(flavor = "multi_thread")]

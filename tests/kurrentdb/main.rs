@@ -10,6 +10,7 @@ mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod another_store;
 mod copy;
 mod earlier;
 mod lag;
@@ -17,7 +18,10 @@ mod lanes;
 mod leases;
 mod rounds;
 mod server;
+mod snapshots;
 mod store;
+mod strays;
 mod transfers;
+mod traps;
 mod whole;
 mod world;

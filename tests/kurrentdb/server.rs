@@ -335,3 +335,34 @@ async fn a_server_that_is_slow_or_silent_answers_late_or_when_it_speaks_again() 
     let answered = tokio::time::timeout(PATIENCE, waiting).await.expect("in time").expect("no panic");
     assert!(matches!(answered, Answer::Written(1, _)));
 }
+
+#[tokio::test]
+async fn a_connection_that_is_muted_is_never_answered_and_a_new_one_is() {
+    let server = KurrentServer::start();
+    let muted = client(&server);
+    muted.server_info().await.expect("a first contact");
+    server.mute_connections();
+    let asked = tokio::time::timeout(Duration::from_millis(300), append(&muted, "a", NoStream, &[1])).await;
+    assert!(asked.is_err(), "{asked:?}");
+    assert!(matches!(append(&client(&server), "b", NoStream, &[2]).await, Answer::Written(0, _)));
+    assert_eq!(count(&server), 1, "what was sent on the other one was not heard");
+}
+
+#[tokio::test]
+async fn what_is_put_back_or_taken_away_is_gone_and_the_rest_lies_where_it_lay() {
+    let server = KurrentServer::start();
+    let client = client(&server);
+    append(&client, "a", NoStream, &[1]).await;
+    append(&client, "b", NoStream, &[2, 3]).await;
+    let before: Vec<u64> = server.log().iter().map(|kept| kept.position).collect();
+    server.scavenge("a");
+    assert_eq!(server.log().iter().map(|kept| kept.position).collect::<Vec<_>>(), before[1..]);
+    server.put_back(1);
+    assert_eq!(append(&client, "b", Exact(1), &[4]).await, Answer::Wrong(Some(0)));
+    // Another event comes to lie where one has lain.
+    assert_eq!(append(&client, "b", Exact(0), &[4]).await, Answer::Written(1, before[2]));
+    let other = KurrentServer::start();
+    server.exchange_with(&other);
+    assert_eq!((count(&server), count(&other)), (0, 2));
+    assert!(matches!(append(&client, "b", NoStream, &[5]).await, Answer::Written(0, _)));
+}

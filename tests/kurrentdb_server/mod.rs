@@ -58,8 +58,18 @@ pub struct Shared {
     grown: watch::Sender<()>,
     silent: watch::Sender<bool>,
     connections: Mutex<CancellationToken>,
+    muted: Mutex<CancellationToken>,
     subscriptions: Mutex<CancellationToken>,
     conflicts: AtomicU64,
+    counts: Counts,
+}
+
+/// What it was asked for.
+#[derive(Default)]
+struct Counts {
+    reads: AtomicU64,
+    events_read: AtomicU64,
+    subscriptions: AtomicU64,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -141,8 +151,10 @@ impl KurrentServer {
             grown: watch::Sender::new(()),
             silent: watch::Sender::new(false),
             connections: Mutex::default(),
+            muted: Mutex::default(),
             subscriptions: Mutex::default(),
             conflicts: AtomicU64::new(0),
+            counts: Counts::default(),
         });
         let mut server = KurrentServer { shared, running: None };
         server.run(listener);
@@ -203,6 +215,46 @@ impl KurrentServer {
     /// Cuts every connection; new ones are taken.
     pub fn cut_connections(&self) {
         self.shared.cut_connections();
+    }
+
+    /// Whatever is connected now is never answered again, on connections that stay open, as if the other end were gone without a
+    /// word. New ones are.
+    pub fn mute_connections(&self) {
+        std::mem::take(&mut *locked(&self.shared.muted)).cancel();
+    }
+
+    /// What one holds the other one holds from now on, and nobody who is connected is told.
+    pub fn exchange_with(&self, other: &KurrentServer) {
+        let mut held = Storage::default();
+        // One lock at a time: two tests could hold them in either order.
+        for server in [self, other, self] {
+            std::mem::swap(&mut held, &mut *server.shared.storage());
+        }
+    }
+
+    /// Puts it back to when it held that many events, as whoever restores a backup does.
+    pub fn put_back(&self, events: usize) {
+        self.shared.storage().put_back(events);
+    }
+
+    /// Takes a stream's events away for good, as a server does with a stream that is cut to a length or an age.
+    pub fn scavenge(&self, stream: &str) {
+        self.shared.storage().scavenge(stream);
+    }
+
+    /// How many reads it has answered.
+    pub fn reads(&self) -> u64 {
+        self.shared.counts.reads.load(Ordering::SeqCst)
+    }
+
+    /// How many events it has handed out to readers.
+    pub fn events_read(&self) -> u64 {
+        self.shared.counts.events_read.load(Ordering::SeqCst)
+    }
+
+    /// How many subscriptions it was asked for.
+    pub fn subscriptions(&self) -> u64 {
+        self.shared.counts.subscriptions.load(Ordering::SeqCst)
     }
 
     /// What goes wrong with the next append; several are for several appends.
@@ -297,20 +349,30 @@ impl Drop for KurrentServer {
 struct Wire {
     tcp: TcpStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    muted: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Wire {
     fn new(tcp: TcpStream, shared: &Shared) -> io::Result<Self> {
         // As the real server does; what a client leaves undone here still shows.
         tcp.set_nodelay(true)?;
-        Ok(Wire { tcp, cut: Box::pin(locked(&shared.connections).clone().cancelled_owned()) })
+        let end_of = |token: &Mutex<CancellationToken>| Box::pin(locked(token).clone().cancelled_owned());
+        Ok(Wire { tcp, cut: end_of(&shared.connections), muted: end_of(&shared.muted) })
+    }
+
+    /// Ready with an error where it was cut, and pending where it was muted.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Option<Poll<io::Error>> {
+        if self.cut.as_mut().poll(context).is_ready() {
+            return Some(Poll::Ready(io::ErrorKind::ConnectionReset.into()));
+        }
+        self.muted.as_mut().poll(context).is_ready().then_some(Poll::Pending)
     }
 }
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.cut.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        if let Some(end) = self.poll_end(context) {
+            return end.map(Err);
         }
         Pin::new(&mut self.tcp).poll_read(context, into)
     }
@@ -318,6 +380,9 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.muted.as_mut().poll(context).is_ready() {
+            return Poll::Pending;
+        }
         Pin::new(&mut self.tcp).poll_write(context, bytes)
     }
 

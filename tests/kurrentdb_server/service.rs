@@ -318,12 +318,14 @@ async fn read(shared: Arc<Shared>, asked: Request<ReadRequest>) -> Result<Respon
     check_leader(&shared, asked.metadata())?;
     let options = asked.into_inner().options.ok_or_else(|| Status::invalid_argument("options are missing"))?;
     shared.hesitate().await;
+    shared.counts.reads.fetch_add(1, Ordering::SeqCst);
     let count = match options.count {
         Some(ReadCount::Count(count)) => usize::try_from(count).unwrap_or(usize::MAX),
         Some(ReadCount::Subscription(())) => {
             let ReadOptions { from: Some(ReadFrom::All(from)), filter, .. } = options else {
                 return Err(Status::unimplemented("subscriptions to one stream"));
             };
+            shared.counts.subscriptions.fetch_add(1, Ordering::SeqCst);
             return Ok(Response::new(subscribe(shared, from, filter)));
         }
         None => return Err(Status::invalid_argument("a count is missing")),
@@ -339,6 +341,9 @@ async fn read(shared: Arc<Shared>, asked: Request<ReadRequest>) -> Result<Respon
     if shared.ends_reads_early() {
         answers.truncate(answers.len() / 2);
     }
+    let is_event = |answer: &&ReadResponse| matches!(answer.content, Some(ReadContent::Event(_)));
+    let events = answers.iter().filter(is_event).count() as u64;
+    shared.counts.events_read.fetch_add(events, Ordering::SeqCst);
     Ok(Response::new(Box::pin(tokio_stream::iter(answers.into_iter().map(Ok)))))
 }
 

@@ -98,6 +98,29 @@ impl Storage {
         self.remembered.clear();
     }
 
+    /// As when it held that many events. What comes next lies where the rest has lain.
+    pub fn put_back(&mut self, events: usize) {
+        if let Some(first_gone) = self.log.get(events) {
+            self.next_position = first_gone.position;
+        }
+        self.log.truncate(events);
+        self.order_anew();
+    }
+
+    /// Takes a stream's events away for good. What comes next lies where it would have lain.
+    pub fn scavenge(&mut self, stream: &str) {
+        self.log.retain(|kept| kept.stream != stream);
+        self.order_anew();
+    }
+
+    fn order_anew(&mut self) {
+        self.streams.clear();
+        for (place, kept) in self.log.iter().enumerate() {
+            self.streams.entry(kept.stream.clone()).or_default().push(place);
+        }
+        self.restart();
+    }
+
     pub fn log(&self) -> &[Kept] {
         &self.log
     }
