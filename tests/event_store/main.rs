@@ -1,5 +1,5 @@
 //! The real `wallex`, with its events in a KurrentDB: options, reports, a load test, and processes that are killed between the legs
-//! of transfers.
+//! of transfers. The last two also on a real server (`store`).
 
 #[path = "../kurrentdb_server/mod.rs"]
 mod kurrentdb_server;
@@ -10,7 +10,10 @@ mod process;
 #[path = "../redis_server/mod.rs"]
 mod redis_server;
 
+mod another;
+mod elsewhere;
 mod leases;
 mod loadtest;
 mod rounds;
 mod shell;
+mod store;

@@ -10,7 +10,7 @@ use crate::kurrentdb_server::KurrentServer;
 use crate::load::{Callers, Load, get};
 use crate::process::{Serve, room, run, wallex};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("text")
@@ -116,7 +116,7 @@ async fn a_serve_says_where_its_events_are_and_how_far_their_copy_is() {
 }
 
 /// Asks until the answer is as it has to be: on a busy machine the store may well be taken for away.
-async fn get_until(serve: &Serve, path: &str, is_right: impl Fn(&Value) -> bool) -> Value {
+pub async fn get_until(serve: &Serve, path: &str, is_right: impl Fn(&Value) -> bool) -> Value {
     let begun = Instant::now();
     loop {
         let answer = get(serve, path).await;
