@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use wallex::postgres::{Database, sqlx};
 
 use crate::kurrentdb_server::AppendFault;
-use crate::load::{Callers, Load};
+use crate::load::{Callers, Load, Model, get};
 use crate::process::{Serve, room, wallex};
 use crate::shell::until_at_rest;
 use crate::store::Store;
@@ -48,6 +49,43 @@ fn disturb(store: &mut Store, random: &mut ChaCha8Rng) {
         }
         4 => store.answer_after(Duration::from_millis(random.random_range(0..5))),
         _ => store.answer_after(Duration::ZERO),
+    }
+}
+
+/// What there is though it should not be, counted.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    /// Movements that were acknowledged and are not there.
+    lost: i64,
+    /// Movements beyond those that were acknowledged.
+    doubled: i64,
+    /// Events that do not follow the one before them in their wallet.
+    out_of_order: i64,
+    /// Wallets that hold another amount than by what was acknowledged.
+    drifted: i64,
+    /// Transfers of which one leg is missing.
+    in_transit: i64,
+}
+
+impl Found {
+    async fn out(model: &Model, serve: &Serve) -> Self {
+        let mut found = Found::default();
+        for (id, account) in &model.accounts {
+            let wallet = get(serve, &format!("/wallets/{id}")).await;
+            let movements = wallet["version"].as_i64().expect("a version");
+            found.lost += (account.postings - movements).max(0);
+            found.doubled += (movements - account.postings).max(0);
+            found.drifted += i64::from(wallet["balance"].as_i64() != Some(account.balance));
+        }
+        let database = Database::connect(&serve.info.database_url, 1).await.expect("a connection");
+        let steps =
+            "SELECT count(*) FROM (SELECT revision - coalesce(lag(revision) OVER wallet, -1) AS step FROM events
+                                           WINDOW wallet AS (PARTITION BY stream_id ORDER BY position)) AS steps
+                      WHERE step <> 1";
+        let in_transit = "SELECT count(*) FROM stream_transfers WHERE credit_position IS NULL";
+        let number = async |query| sqlx::query_scalar(query).fetch_one(database.pool()).await.expect("a number");
+        (found.out_of_order, found.in_transit) = (number(steps).await, number(in_transit).await);
+        found
     }
 }
 
@@ -87,8 +125,11 @@ async fn slow_a_serve_killed_between_the_legs_again_and_again_loses_and_doubles_
     until_at_rest(&serve).await;
     let events = store.wallet_events().await;
     println!("{rounds} rounds, {between_legs} of them between the legs; {events} events in the store");
+    let found = Found::out(&load.model(), &serve).await;
+    println!("{found:?}");
+    assert_eq!(found, Found::default());
     load.prove(&serve).await;
     // What the store holds is what the copy was made of.
-    let head = crate::load::get(&serve, "/health/progress").await["head"].as_i64();
+    let head = get(&serve, "/health/progress").await["head"].as_i64();
     assert_eq!(head, Some(events), "each event was copied once, and nobody else's");
 }

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use wallex::ingest::Ingest;
 use wallex::kurrentdb::{KurrentConfig, KurrentLog};
 use wallex::lag::{LagProbe, State};
+use wallex::log::{EventLog, LogError};
+use wallex::relay::Bell;
 use wallex::verify::{VerifyOptions, verify_copy};
 use wallex::wallet::Command;
 
@@ -91,6 +94,38 @@ async fn another_cluster_behind_the_same_address_is_noticed_and_not_copied() {
     assert_eq!(world.ingest_lag().await.state, Some(State::Idle));
     world.assert_copy_is_true().await;
     end(stop, ingest).await;
+}
+
+/// One copies and another stands by: each is part of a process that takes commands.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_stands_by_refuses_another_store_too() {
+    let (world, stop, ingest) = copied().await;
+    end(stop, ingest).await;
+    let stop = CancellationToken::new();
+    let logs = [world.log(), world.log()];
+    let ingests = logs.clone().map(|log| {
+        tokio::spawn(Ingest::new(log, world.database.database.clone(), Bell::new(), || {}).run(stop.clone()))
+    });
+    let other = KurrentServer::start();
+    other.fill(100, 2);
+    for is_right in [true, false, true] {
+        let all = async {
+            for log in &logs {
+                while log.read_stream(&id("w0"), 0, 1).await.is_ok() != is_right {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.expect("both in time");
+        if let Err(error) = logs[1].read_stream_end(&id("w0"), 1).await {
+            assert!(matches!(&error, LogError::Away(reason) if reason.contains("is not the one")), "{error}");
+        }
+        world.store.exchange_with(&other);
+    }
+    stop.cancel();
+    for ingest in ingests {
+        ingest.await.expect("an ingest that stopped");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
