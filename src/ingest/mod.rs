@@ -206,17 +206,24 @@ impl Ingest {
     }
 }
 
-/// The event as the copy keeps it: the key goes to the table of keys, and stays out of the metadata that everybody gets.
+/// The event as the copy keeps it: the key goes to the table of keys, and stays out of the metadata that everybody gets. PostgreSQL's
+/// texts cannot hold the character U+0000, and neither callers' keys nor types of ours have it: of others, such a key is none, and in
+/// such a type another character stands for it, which is no type of ours either.
 fn copied_event(mut event: RecordedEvent) -> CopiedEvent {
     let mut key = None;
     if let Some(metadata) = CommandMetadata::read(&event.metadata)
         && let Some(used) = &metadata.idempotency
     {
-        if let (Some(command_kind), Some(fingerprint)) = (command_kind(&used.kind), used.fingerprint()) {
+        if let (Some(command_kind), Some(fingerprint)) = (command_kind(&used.kind), used.fingerprint())
+            && !used.key.contains('\0')
+        {
             let scope = KeyScope { wallet_id: event.stream.clone(), command_kind, key: used.key.as_str().into() };
             key = Some(KeyRecord { scope, fingerprint, position: 0, event_count: used.event_count });
         }
         event.metadata = CommandMetadata { idempotency: None, ..metadata }.to_bytes().to_vec();
+    }
+    if event.event_type.contains('\0') {
+        event.event_type = event.event_type.replace('\0', "\u{fffd}");
     }
     let leg = event.decode().ok().and_then(|decoded| {
         let transfer = decoded.transfer()?.id;

@@ -1,7 +1,7 @@
 //! Events as KurrentDB keeps them: the data is our payload, the metadata ours with two fields more at its beginning.
 
 use bytes::Bytes;
-use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
+use chrono::{DateTime, Datelike, SecondsFormat, SubsecRound, Utc};
 use eventstore::{EventData, RecordedEvent as Stored};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -58,7 +58,9 @@ pub(super) fn from_stored(stored: &Stored, stream: WalletId) -> Result<RecordedE
     let too_large = |_| LogError::Corrupt(format!("event {} of {stream} lies at an impossible place", stored.id));
     // Metadata of others may be anything; then there is a time of the server's, and no version.
     let times: Option<Times> = serde_json::from_slice(&stored.custom_metadata).ok();
+    // A time of no calendar is as good as none: the copy could not keep it.
     let occurred_at = times.as_ref().and_then(|times| times.occurred_at);
+    let occurred_at = occurred_at.filter(|at| (1..=9_999).contains(&at.year()));
     let event_version = times.and_then(|times| times.event_version).unwrap_or(EARLIER_SYSTEM_VERSION);
     let metadata = match occurred_at {
         Some(at) => without_beginning(&stored.custom_metadata, at, event_version),
