@@ -281,11 +281,32 @@ async fn the_log_in_postgresql_keeps_the_contract() {
 #[tokio::test]
 async fn the_log_in_kurrentdb_keeps_the_contract_of_streams() {
     let server = kurrentdb_server::KurrentServer::start();
-    let address = std::env::var("WALLEX_TEST_KURRENTDB_URL").unwrap_or_else(|_| server.connection_string());
+    let address = std::env::var("WALLEX_TEST_KURRENTDB_URL").ok().filter(|address| !address.is_empty());
+    let address = address.unwrap_or_else(|| server.connection_string());
     let config = KurrentConfig::new(&address).expect("a connection string");
     let prefix = format!("wallextest{}-", Uuid::now_v7().simple());
     let config = config.with_stream_prefix(&prefix).expect("a prefix");
     it_keeps_the_contract_of_streams(KurrentLog::new(config)).await;
+}
+
+/// The same, on a server of another process that others use too.
+#[test]
+fn on_a_server_that_is_named_the_contract_is_kept_beside_what_others_have_there() {
+    let server = kurrentdb_server::KurrentServer::start();
+    for stream in ["wallet-one", "orders-1"] {
+        server.keep(stream, "X", "{}", "{}");
+    }
+    let output = std::process::Command::new(std::env::current_exe().expect("this very binary"))
+        .args(["--exact", "the_log_in_kurrentdb_keeps_the_contract_of_streams"])
+        .env("WALLEX_TEST_KURRENTDB_URL", server.connection_string())
+        .output()
+        .expect("the tests run");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    let log = server.log();
+    assert!(log.len() > 10, "{}", log.len());
+    let foreign = log[2..].iter().find(|kept| !kept.stream.starts_with("wallextest"));
+    assert!(foreign.is_none(), "{foreign:?}");
 }
 
 #[tokio::test]
