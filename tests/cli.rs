@@ -260,3 +260,15 @@ fn slow_the_contract_client_tells_right_servers_from_wrong_ones() {
     let output = Command::new("python3").arg(selftest).output().expect("python3 runs");
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
 }
+
+/// An operator who sees a warning on a system that is well looks away from the next one.
+#[test]
+fn a_system_that_is_well_warns_of_nothing() {
+    let room = room();
+    let data_dir = room.path().join("data");
+    let data_dir = data_dir.to_str().expect("a path in UTF-8");
+    let load = ["loadtest", "--wallets", "5", "--operations", "50", "--workers", "2", "--data-dir", data_dir];
+    let load = run(&load);
+    assert!(load.status.success(), "{}{}", String::from_utf8_lossy(&load.stdout), stderr(&load));
+    assert!(stderr(&load).contains("INFO") && !stderr(&load).contains("WARN"), "{}", stderr(&load));
+}

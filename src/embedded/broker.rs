@@ -54,6 +54,8 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use thiserror::Error;
 
+use crate::kafka::client_log;
+
 /// What a partition holds at most, in bytes as produced (so: compressed). Beyond it the oldest batches are dropped,
 /// whether or not anybody has read them.
 pub const PARTITION_BYTES: usize = 5 * 1024 * 1024;
@@ -160,13 +162,7 @@ struct BrokerLog;
 
 impl ClientContext for BrokerLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-                tracing::error!(facility, message, "embedded broker");
-            }
-            RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "embedded broker"),
-            _ => tracing::debug!(facility, message, "embedded broker"),
-        }
+        client_log::pass_on(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

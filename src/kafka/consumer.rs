@@ -15,8 +15,8 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::embedded::broker::CONSUMER_SETTINGS;
-use crate::kafka::KafkaConfig;
 use crate::kafka::headers::headers_of;
+use crate::kafka::{KafkaConfig, client_log};
 
 /// How long going to another offset may take.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,15 +61,7 @@ struct Context<A> {
 
 impl<A: Assignments> ClientContext for Context<A> {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // An offset that the broker no longer has is the caller's daily bread: it reads the log instead, and says so.
-        match level {
-            _ if facility == "OFFSET" => tracing::debug!(facility, message, "librdkafka"),
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-                tracing::error!(facility, message, "librdkafka");
-            }
-            RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "librdkafka"),
-            _ => tracing::debug!(facility, message, "librdkafka"),
-        }
+        client_log::pass_on(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -3,6 +3,7 @@
 //! The only room, beside the embedded broker's, that names the `rdkafka` crate's types.
 
 mod administrator;
+pub(crate) mod client_log;
 mod consumer;
 mod dead_letters;
 mod headers;

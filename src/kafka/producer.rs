@@ -4,13 +4,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::embedded::broker::PRODUCER_SETTINGS;
-use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord};
+use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord, client_log};
 use crate::log::Position;
 
 /// How long a question may take that is asked between records.
@@ -52,6 +53,10 @@ pub(crate) struct Refusal {
 struct Deliveries(Mutex<Vec<Delivery>>);
 
 impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client_log::pass_on(level, facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(%error, reason, "producer");
     }
