@@ -100,6 +100,8 @@ async fn slow_rubbish_in_a_wallets_stream_parks_that_wallet_and_holds_nobody_up(
     let posted = "SELECT count(*) FROM ledger_postings WHERE account = 'wallet/good'";
     assert_eq!(world.database.number(posted).await, 2);
     assert_eq!(world.database.number("SELECT count(*) FROM events").await, rubbish.len() as i64 * 2 + 3);
+    let shown = "SELECT count(payload::text) + count(metadata::text) FROM outbox";
+    assert_eq!(world.database.number(shown).await, 2 * (rubbish.len() as i64 * 2 + 3), "operators see all of it");
     // The last one is sound but for its key, which nobody can have used.
     let parked = lag::report(wallex.database(), None).await.expect("a report").parked;
     let mut wallets: Vec<_> = parked.iter().filter_map(|parked| parked.wallet_id.as_deref()).collect();
