@@ -158,7 +158,9 @@ async fn backlog(args: &Args, directory: &Path) {
     let end = store.log().last().expect("events").position as i64;
     let mut rates = Sample::default();
     for round in 0..args.rounds {
-        let postgres = ManagedPostgres::start(&directory.join(format!("copy-{round}"))).await.expect("a PostgreSQL");
+        let place = directory.join(format!("copy-{round}"));
+        std::fs::create_dir(&place).expect("a directory");
+        let postgres = ManagedPostgres::start(&place).await.expect("a PostgreSQL");
         let database = Database::connect(postgres.url(), 8).await.expect("a connection");
         database.migrate().await.expect("the schema");
         let stop = CancellationToken::new();
@@ -210,6 +212,8 @@ struct Shared {
     commands_a_second: f64,
     p99_ms: f64,
     longest_ms: f64,
+    /// What the server that did least has done of what would be its fair part, in per cent.
+    least_served: f64,
     refused_a_thousand: f64,
 }
 
@@ -217,23 +221,25 @@ struct Shared {
 async fn hot_wallet(args: &Args, directory: &Path, callers: usize) {
     let redis = RedisServer::start();
     let address = redis.address();
-    let mut found: [[Sample; 4]; 2] = Default::default();
+    let mut found: [[Sample; 5]; 2] = Default::default();
     for round in 0..args.rounds {
         for (place, redis) in [None, Some(address.as_str())].into_iter().enumerate() {
             let room = directory.join(format!("{round}-{place}"));
             let shared = share_a_wallet(&room, redis, callers, args.seconds).await;
-            let figures = [shared.commands_a_second, shared.p99_ms, shared.longest_ms, shared.refused_a_thousand];
+            let Shared { commands_a_second, p99_ms, longest_ms, least_served, refused_a_thousand } = shared;
+            let figures = [commands_a_second, p99_ms, longest_ms, least_served, refused_a_thousand];
             for (sample, figure) in found[place].iter_mut().zip(figures) {
                 sample.push(figure);
             }
         }
         eprintln!("round {} of {} with {callers} callers", round + 1, args.rounds);
     }
-    for (with, [commands, p99, longest, refused]) in ["without", "with"].iter().zip(&found) {
+    for (with, [commands, p99, longest, least, refused]) in ["without", "with"].iter().zip(&found) {
         let what = format!("{SERVERS} servers, one wallet, {callers} callers, {with} Redis:");
         note(&format!("{what} commands a second"), format!("{:.0}", commands.median()));
         note(&format!("{what} p99"), format!("{:.1} ms", p99.median()));
         note(&format!("{what} longest"), format!("{:.1} ms", longest.median()));
+        note(&format!("{what} least served, of a fair part"), format!("{:.0} %", least.median()));
         note(&format!("{what} appends refused in 1000 commands"), format!("{:.0}", refused.median()));
     }
     let [without, with] = &found;
@@ -248,6 +254,7 @@ struct Version {
 }
 
 async fn share_a_wallet(room: &Path, redis: Option<&str>, callers: usize, seconds: u64) -> Shared {
+    std::fs::create_dir_all(room).expect("a directory");
     let store = KurrentServer::start();
     let event_store = store.connection_string();
     let mut told = vec!["--only", "http", "--event-store", &event_store];
@@ -279,24 +286,29 @@ async fn share_a_wallet(room: &Path, redis: Option<&str>, callers: usize, second
                 answer.error_for_status().expect("a credit").bytes().await.expect("a whole answer");
                 latencies.push(sent.elapsed().as_secs_f64() * 1_000.0);
             }
-            latencies
+            (caller % SERVERS, latencies)
         });
     }
-    let latencies: Vec<f64> = calling.join_all().await.into_iter().flatten().collect();
-    let (took, commands) = (began.elapsed().as_secs_f64(), latencies.len());
+    let (mut sample, mut commands, mut of_server) = (Sample::default(), 0, [0; SERVERS]);
+    for (server, latencies) in calling.join_all().await {
+        commands += latencies.len();
+        of_server[server] += latencies.len();
+        latencies.into_iter().for_each(|latency| sample.push(latency));
+    }
+    let took = began.elapsed().as_secs_f64();
     let refused = store.conflicts() - refused;
     for server in &servers {
         let Version { version } = server.get("/wallets/hot").await;
         assert_eq!(version, commands as u64, "each command once");
     }
-    let mut sample = Sample::default();
-    latencies.into_iter().for_each(|latency| sample.push(latency));
+    let least = of_server.into_iter().min().unwrap_or_default();
     others.into_iter().for_each(Serve::stop);
     first.stop();
     Shared {
         commands_a_second: commands as f64 / took,
         p99_ms: sample.at(0.99),
         longest_ms: sample.at(1.0),
+        least_served: (least * SERVERS * 100) as f64 / commands as f64,
         refused_a_thousand: refused as f64 * 1_000.0 / commands as f64,
     }
 }
