@@ -102,7 +102,8 @@ async fn servers_that_queue_for_a_hot_wallet_collide_less() {
         hot.prove().await;
     }
     println!("appends refused in {COMMANDS} commands, without and with a lease: {refused:?}");
-    assert!(refused[1] < refused[0] / 2, "{refused:?}");
+    // Were only those told that lose, it would be a third.
+    assert!(refused[1] < refused[0] / 5, "{refused:?}");
 }
 
 #[tokio::test]
