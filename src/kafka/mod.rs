@@ -12,6 +12,7 @@ mod partitioner;
 mod producer;
 mod properties;
 mod record;
+mod replicas;
 mod tail;
 mod topic_reader;
 mod topics;
@@ -34,7 +35,8 @@ pub use record::{
     EventRecord, HEADER_AGGREGATE_ID, HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_EVENT_TYPE, HEADER_FOLLOWS,
     HEADER_LATE, HEADER_POSITION, HEADER_REVISION, OutgoingRecord, RecordError,
 };
-pub(crate) use tail::{Claim, Extent, Replicas, TopicTail};
+pub(crate) use replicas::Replicas;
+pub(crate) use tail::{Claim, Extent, TopicTail};
 pub(crate) use topic_reader::{TopicReader, TopicRecord};
 pub use topics::{Setting, TopicReport, TopicsReport, Verdict, apply_topics, inspect_topics};
 pub(crate) use topics::{batch_bytes_max, ensure_topic, in_sync_min};

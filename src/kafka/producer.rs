@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::embedded::broker::PRODUCER_SETTINGS;
-use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord, client_log};
+use crate::kafka::{EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig, OutgoingRecord, Replicas, client_log};
 use crate::log::Position;
 
 /// How long a question may take that is asked between records.
@@ -204,11 +204,8 @@ impl Publisher {
         if let Some(partition) = partitions.iter().find(|partition| partition.leader() < 0) {
             return format!("partition {} of {EVENTS_TOPIC} has no leader", partition.id());
         }
-        let lacking = partitions.iter().find(|partition| partition.isr().len() < partition.replicas().len());
-        lacking.map_or("the broker does not acknowledge".to_owned(), |partition| {
-            let (in_sync, all) = (partition.isr().len(), partition.replicas().len());
-            format!("partition {} of {EVENTS_TOPIC} has {in_sync} of {all} replicas in sync", partition.id())
-        })
+        let lacking = partitions.iter().map(Replicas::of).find(Replicas::are_missing);
+        lacking.map_or("the broker does not acknowledge".to_owned(), |replicas| replicas.to_string())
     }
 
     /// Lets go of everything that has not been acknowledged.

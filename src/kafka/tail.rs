@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::embedded::broker::CONSUMER_SETTINGS;
 use crate::kafka::headers::headers_of;
-use crate::kafka::{EVENTS_TOPIC, HEADER_LATE, HEADER_POSITION, KafkaConfig};
+use crate::kafka::{EVENTS_TOPIC, HEADER_LATE, HEADER_POSITION, KafkaConfig, Replicas};
 use crate::log::Position;
 
 /// How long a question to the broker may take.
@@ -30,14 +30,6 @@ pub(crate) struct Extent {
     pub(crate) low: i64,
     /// The offset that its next record will get.
     pub(crate) end: i64,
-}
-
-/// How many copies of a partition there are, and how many of them have what its leader has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Replicas {
-    pub(crate) partition: i32,
-    pub(crate) all: usize,
-    pub(crate) in_sync: usize,
 }
 
 /// A record that claims a position.
@@ -74,13 +66,7 @@ impl TopicTail {
     /// The replicas of each partition; none where there is no such topic.
     pub(crate) fn replicas(&self) -> Result<Vec<Replicas>, KafkaError> {
         let metadata = self.consumer.fetch_metadata(Some(EVENTS_TOPIC), ANSWER_TIMEOUT)?;
-        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
-        let counted = partitions.map(|found| Replicas {
-            partition: found.id(),
-            all: found.replicas().len(),
-            in_sync: found.isr().len(),
-        });
-        Ok(counted.collect())
+        Ok(metadata.topics().iter().flat_map(|topic| topic.partitions()).map(Replicas::of).collect())
     }
 
     /// Reads from one offset up to, and without, another. What claims a position is handed over, in order, some at a time.

@@ -151,10 +151,10 @@ impl LagProbe {
         if !standing.is_a_copy {
             return Ok(None);
         }
-        let (in_transit, strays) = (self.database.in_transit_now().await?, self.database.strays_now().await?);
-        let reached = self.database.reached_now().await?;
+        let (in_transit, reached) = tokio::try_join!(self.database.in_transit_now(), self.database.reached_now())?;
         let store = self.event_store.as_ref();
         let asked = ingest::ask(store, &self.database, reached.as_ref(), self.patience).await;
+        let strays = reached.map(|reached| reached.strays).unwrap_or_default();
         Ok(Some(ingest::ingest_lag(standing, asked, Known { in_transit, strays }, Utc::now())))
     }
 

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::lag::Strays;
 use crate::log::{LogError, Revision};
 use crate::postgres::log::{log_error, wallet_id};
 use crate::postgres::{CopyError, Database};
@@ -28,6 +29,8 @@ pub(crate) struct Reached {
     pub(crate) event_id: Option<Uuid>,
     /// What the streams were called that were copied, before the wallet's id.
     pub(crate) stream_prefix: String,
+    /// What was met on the way.
+    pub(crate) strays: Strays,
 }
 
 /// Where a page ends.
@@ -51,12 +54,14 @@ pub(crate) struct NewestCopied {
 }
 
 pub(super) async fn reached(connection: &mut PgConnection) -> Result<Option<Reached>, sqlx::Error> {
-    let statement = "SELECT commit_position, prepare_position, event_id, stream_prefix FROM ingest_checkpoint";
-    let row: Option<(i64, i64, Option<Uuid>, String)> = sqlx::query_as(statement).fetch_optional(connection).await?;
-    Ok(row.map(|(commit, prepare, event_id, stream_prefix)| Reached {
-        place: StorePlace { commit, prepare },
-        event_id,
-        stream_prefix,
+    let statement = "SELECT commit_position, prepare_position, event_id, stream_prefix, stray_events, first_stray
+                       FROM ingest_checkpoint";
+    let Some(row) = sqlx::query(statement).fetch_optional(connection).await? else { return Ok(None) };
+    Ok(Some(Reached {
+        place: StorePlace { commit: row.try_get("commit_position")?, prepare: row.try_get("prepare_position")? },
+        event_id: row.try_get("event_id")?,
+        stream_prefix: row.try_get("stream_prefix")?,
+        strays: Strays { events: row.try_get("stray_events")?, first: row.try_get("first_stray")? },
     }))
 }
 

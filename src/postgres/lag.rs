@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 
 use crate::kafka::EVENTS_TOPIC;
 use crate::lag::{
-    Copied, EventTime, InTransit, LagError, OVERDUE_AFTER, PARKED_WALLETS_MAX, ParkedWallet, Standing, Strays, Through,
+    Copied, EventTime, InTransit, LagError, OVERDUE_AFTER, PARKED_WALLETS_MAX, ParkedWallet, Standing, Through,
 };
 use crate::log::Position;
 use crate::postgres::ingest_checkpoint::{Reached, reached};
@@ -85,14 +85,6 @@ impl Database {
         let (transfers, oldest, overdue): (i64, Option<i64>, i64) =
             asking.fetch_one(self.pool()).await.map_err(lag_error)?;
         Ok(InTransit { transfers, oldest_age_ms: oldest.map(|age| age.max(0)), overdue })
-    }
-
-    /// What was met in the event store that is called like a wallet's and is none.
-    pub(crate) async fn strays_now(&self) -> Result<Strays, LagError> {
-        let statement = "SELECT stray_events, first_stray FROM ingest_checkpoint";
-        let found: Option<(i64, Option<String>)> =
-            sqlx::query_as(statement).fetch_optional(self.pool()).await.map_err(lag_error)?;
-        Ok(found.map_or_else(Strays::default, |(events, first)| Strays { events, first }))
     }
 
     /// How far the copy is, with what its store is known by.

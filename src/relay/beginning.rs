@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::{Claim, EVENTS_PARTITIONS, EVENTS_TOPIC, Extent, OutgoingRecord, Replicas, TopicTail, in_sync_min};
+use crate::kafka::{Claim, EVENTS_PARTITIONS, Extent, OutgoingRecord, TopicTail, in_sync_min};
 use crate::log::{EventLog, Position, RecordedEvent};
 use crate::postgres::{RelayTail, slowest_positions};
 use crate::projection::BUILT_IN;
@@ -151,15 +151,12 @@ impl<L: EventLog> Look<'_, L> {
         lease: &mut Lease<'_>,
     ) -> Result<Vec<Extent>, Setback> {
         let replicas = self.topic.replicas()?;
-        let missing = replicas.iter().filter(|replicas| replicas.in_sync < replicas.all);
+        let missing = replicas.iter().filter(|replicas| replicas.are_missing());
         let fewest = missing.min_by_key(|replicas| replicas.in_sync);
-        if let Some(Replicas { partition, all, in_sync }) = fewest {
+        if let Some(fewest) = fewest {
             let least = self.runtime.block_on(in_sync_min(&relay.kafka)).map_err(about_the_topic)?;
-            if let Some(least) = least.filter(|least| in_sync < least) {
-                return Err(Setback::from(format!(
-                    "partition {partition} of {EVENTS_TOPIC} has {in_sync} of {all} replicas in sync, and takes no records with \
-                     fewer than {least}"
-                )));
+            if let Some(least) = least.filter(|least| fewest.in_sync < *least) {
+                return Err(Setback::from(format!("{fewest}, and takes no records with fewer than {least}")));
             }
         }
         let extents =

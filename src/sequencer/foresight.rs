@@ -75,8 +75,7 @@ impl Decided {
     /// `None` where the log has to be asked: for a wallet that is not in memory, and for the key of a command that is refused,
     /// which may have been done before.
     fn decide(&mut self, job: &Job, current: &Deciding, memory: &mut Memory) -> Option<Verdict> {
-        let command = &job.request.command;
-        for id in std::iter::once(command.wallet_id()).chain(command.counterparty()) {
+        for id in job.request.command.wallet_ids() {
             if !self.deciding.wallets.contains_key(id) {
                 let held = left_by(current, memory, id)?.clone();
                 self.deciding.wallets.insert(id.clone(), held);

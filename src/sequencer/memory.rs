@@ -92,8 +92,7 @@ impl Memory {
         let mut found = HashMap::new();
         let mut cold: Vec<WalletId> = Vec::new();
         for job in jobs.iter() {
-            let command = &job.request.command;
-            for id in std::iter::once(command.wallet_id()).chain(command.counterparty()) {
+            for id in job.request.command.wallet_ids() {
                 if found.contains_key(id) {
                     continue;
                 }
@@ -124,10 +123,7 @@ impl Memory {
             }
         }
         if !unreadable.is_empty() {
-            let reason = |job: &Job| {
-                let command = &job.request.command;
-                std::iter::once(command.wallet_id()).chain(command.counterparty()).find_map(|id| unreadable.get(id))
-            };
+            let reason = |job: &Job| job.request.command.wallet_ids().find_map(|id| unreadable.get(id));
             for job in jobs.extract_if(.., |job| reason(job).is_some()) {
                 let error = CommandError::Corrupt(reason(&job).cloned().unwrap_or_default());
                 // The caller may have gone.

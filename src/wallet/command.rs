@@ -94,6 +94,11 @@ impl Command {
         }
     }
 
+    /// All wallets that the command touches, the one that it is addressed to first.
+    pub fn wallet_ids(&self) -> impl Iterator<Item = &WalletId> {
+        std::iter::once(self.wallet_id()).chain(self.counterparty())
+    }
+
     /// The kind of command in one lower-case word, as the routes and the idempotency keys name it.
     pub fn kind(&self) -> &'static str {
         match self {
