@@ -2,6 +2,7 @@
 #
 #   docker build -t wallex .
 #   docker run --rm wallex --help
+#   docker run --env WALLEX_DATABASE_URL=postgres://… --env WALLEX_LISTEN=0.0.0.0:3000 --publish 127.0.0.1:3000:3000 wallex
 
 FROM rust:1.95-slim-bookworm AS build
 # They build librdkafka, the Kafka client; its TLS is OpenSSL's.
@@ -24,7 +25,8 @@ RUN apt-get update \
 RUN useradd --system --uid 10001 --home-dir /var/lib/wallex --create-home --shell /usr/sbin/nologin wallex
 COPY --from=build /out/wallex /usr/local/bin/wallex
 USER wallex
-# The image has no PostgreSQL of its own: say where one is with WALLEX_DATABASE_URL.
+# The image has no PostgreSQL of its own: say where one is with WALLEX_DATABASE_URL. And as anywhere it listens on loopback
+# unless told otherwise, which is the container's own: WALLEX_LISTEN=0.0.0.0:3000 lets a published port reach it.
 ENV WALLEX_DATA_DIR=/var/lib/wallex
 VOLUME /var/lib/wallex
 EXPOSE 3000

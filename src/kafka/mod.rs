@@ -20,6 +20,7 @@ mod watermarks;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 
@@ -48,11 +49,17 @@ pub const EVENTS_TOPIC: &str = "wallet-events";
 /// How many partitions [`EVENTS_TOPIC`] has. More would break the order per wallet, so this never changes.
 pub const EVENTS_PARTITIONS: i32 = 10;
 
+/// How long a record of [`EVENTS_TOPIC`] is kept at least: 7 days.
+pub const EVENTS_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// The topic that has a copy of each record that could not be processed.
 pub const DLQ_TOPIC: &str = "wallet-events-dlq";
 
 /// How many partitions [`DLQ_TOPIC`] has.
 pub const DLQ_PARTITIONS: i32 = 5;
+
+/// How long a record of [`DLQ_TOPIC`] is kept at least: 30 days.
+pub const DLQ_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Which broker, and how to reach it.
 #[derive(Clone, PartialEq, Eq)]

@@ -9,7 +9,9 @@ use rdkafka::admin::ConfigResource;
 use serde::Serialize;
 
 use crate::kafka::administrator::{Administrator, TopicsError};
-use crate::kafka::{DLQ_PARTITIONS, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_TOPIC, KafkaConfig};
+use crate::kafka::{
+    DLQ_PARTITIONS, DLQ_RETENTION, DLQ_TOPIC, EVENTS_PARTITIONS, EVENTS_RETENTION, EVENTS_TOPIC, KafkaConfig,
+};
 
 /// How long an answer may take that can be done without.
 const QUICK_ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -29,8 +31,8 @@ struct Wanted {
 }
 
 const WANTED: [Wanted; 2] = [
-    Wanted { name: EVENTS_TOPIC, partitions: EVENTS_PARTITIONS, retention_ms: 7 * DAY_MS },
-    Wanted { name: DLQ_TOPIC, partitions: DLQ_PARTITIONS, retention_ms: 30 * DAY_MS },
+    Wanted { name: EVENTS_TOPIC, partitions: EVENTS_PARTITIONS, retention_ms: EVENTS_RETENTION.as_millis() as i64 },
+    Wanted { name: DLQ_TOPIC, partitions: DLQ_PARTITIONS, retention_ms: DLQ_RETENTION.as_millis() as i64 },
 ];
 
 /// What should be, what is, and the difference.
