@@ -36,11 +36,12 @@ process_of() {
     cat "$directory/$1/pid" 2>/dev/null || true
 }
 
-# A number may have passed to another process since; ours has its settings in its command line.
+# A number may have passed to another process since; ours has its settings in its command line, at the end of it: -ww keeps
+# macOS from cutting it to the width of the terminal.
 runs() {
     local pid
     pid=$(process_of "$1")
-    [ -n "$pid" ] && ps -o command= -p "$pid" 2>/dev/null | grep -F "$directory/$1/server.properties" >/dev/null
+    [ -n "$pid" ] && ps -ww -o command= -p "$pid" 2>/dev/null | grep -F "$directory/$1/server.properties" >/dev/null
 }
 
 # A port on which nobody listens, and that the system does not give to anybody who asks for any port.
@@ -385,7 +386,7 @@ watch_over() {
     nohup bash -c '
         while kill -0 "$1" 2>/dev/null; do sleep 1; done
         for file in "$2"/*/pid; do
-            pid=$(cat "$file") && ps -o command= -p "$pid" | grep -F "$2/" && kill -s KILL "$pid"
+            pid=$(cat "$file") && ps -ww -o command= -p "$pid" | grep -F "$2/" && kill -s KILL "$pid"
         done
         rm -rf "$2"
     ' watch "$while_pid" "$directory" >/dev/null 2>&1 </dev/null &

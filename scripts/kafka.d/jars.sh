@@ -11,15 +11,23 @@ kafka_version=$(sed -n 's|.*/kafka_2.13-\(.*\)\.jar$|\1|p' "$jars_list")
 jars=${XDG_CACHE_HOME:-$HOME/.cache}/wallex/kafka-$kafka_version
 
 # check_sums: reads lines of `sha256sum`, and prints the names for which they do not hold
+#
+# The sums are made anew and compared here. What `--check` says cannot be relied on: of a file that is not there macOS's says
+# nothing on standard output, and GNU's does not say "OK" in every language.
 check_sums() {
-    local lines
-    if has sha256sum; then
-        lines=$(sha256sum --check - 2>/dev/null) || true
-    else
-        lines=$(shasum -a 256 --check - 2>/dev/null) || true
-    fi
-    [ -n "$lines" ] || give_up "neither sha256sum nor shasum answers here"
-    printf '%s\n' "$lines" | sed -n '/: OK$/!s/: [^:]*$//p'
+    local program=sha256sum listed made sum name
+    has sha256sum || program="shasum -a 256"
+    has "${program%% *}" || give_up "neither sha256sum nor shasum is here"
+    listed=$(cat)
+    # Word splitting is meant: a program with its options, and the names of many files.
+    # shellcheck disable=SC2046
+    made=$($program $(sed 's/^[^ ]*  //' <<<"$listed") 2>/dev/null) || true
+    while read -r sum name; do
+        case $made in
+        *"$sum  $name"*) ;;
+        *) echo "$name" ;;
+        esac
+    done <<<"$listed"
 }
 
 # Each jar appears under its name only whole and checked, so two scripts that fetch at once do no harm.

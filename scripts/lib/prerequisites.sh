@@ -6,6 +6,7 @@
 #   need_postgres        PostgreSQL's server programs: wallex runs a private server of its own with them
 #   need_redis           Redis's server program: tests start servers of their own with it
 #   need_java            Java 17 or newer: a real Apache Kafka runs on it; find_java then sets $java
+#   need_process_programs  ps, pgrep and pkill: processes are found and ended with them
 #   need_program git     any other program whose package has its name
 #   install_missing      installs what the lines above found missing; says nothing when that is nothing
 #   ensure_rust          a Rust that is new enough for Cargo.toml
@@ -141,8 +142,8 @@ find_java() {
         /opt/homebrew/opt/openjdk*/bin/java \
         /usr/local/opt/openjdk*/bin/java; do
         [ -x "$candidate" ] || continue
-        # On macOS there is always one that only says where to get the real one.
-        version=$("$candidate" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p')
+        # On macOS there is always one that only says where to get the real one, and fails.
+        version=$("$candidate" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p') || continue
         if [ "${version:-0}" -ge 17 ]; then
             java=$candidate
             return 0
@@ -162,6 +163,12 @@ need_java() {
         missing "Java, runs a real Apache Kafka" \
             '$(apt-cache show openjdk-17-jre-headless >/dev/null 2>&1 && echo openjdk-17-jre-headless || echo default-jre-headless)'
     fi
+}
+
+# A minimal Debian has none of them, and all in one package. A Mac has them.
+need_process_programs() {
+    has ps && has pgrep && return
+    missing "to find processes and end them" procps
 }
 
 need_program() {
