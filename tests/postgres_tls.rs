@@ -31,7 +31,7 @@ impl Server {
     async fn start(room: &Path) -> Server {
         let managed = ManagedPostgres::start(room).await.expect("PostgreSQL starts");
         let ServerState::Running { pid } = *managed.state().borrow() else { panic!("it runs") };
-        let seen = Command::new("ps").args(["-o", "command=", "-p", &pid.to_string()]).output().expect("ps");
+        let seen = Command::new("ps").args(["-ww", "-o", "command=", "-p", &pid.to_string()]).output().expect("ps");
         let program =
             String::from_utf8(seen.stdout).expect("text").split_whitespace().next().expect("a path").to_owned();
         let mut connection = PgConnection::connect(managed.url()).await.expect("a connection");

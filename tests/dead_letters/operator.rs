@@ -35,7 +35,14 @@ impl Operator {
             .map(|word| format!("'{}'", word.to_str().expect("text")))
             .collect();
         let mut terminal = Command::new("script");
-        terminal.args(["-qec", &words.join(" "), "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let command_line = words.join(" ");
+        // The program of this name on macOS is another one, with options of its own.
+        let at_a_terminal: &[&str] = if cfg!(target_os = "linux") {
+            &["-qec", &command_line, "/dev/null"]
+        } else {
+            &["-q", "/dev/null", "sh", "-c", &command_line]
+        };
+        terminal.args(at_a_terminal).stdin(Stdio::piped()).stdout(Stdio::piped());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => terminal.env(name, value),

@@ -57,7 +57,7 @@ fn program_of(pid: u32) -> PathBuf {
     if cfg!(target_os = "linux") {
         return fs::read_link(format!("/proc/{pid}/exe")).unwrap();
     }
-    let output = Command::new("ps").args(["-o", "comm=", "-p", &pid.to_string()]).output().unwrap();
+    let output = Command::new("ps").args(["-ww", "-o", "comm=", "-p", &pid.to_string()]).output().unwrap();
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 

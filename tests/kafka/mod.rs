@@ -110,7 +110,7 @@ impl Kafka {
     pub fn runs(&self, broker: usize) -> bool {
         // A process that has ended and that nobody has waited for is still there to be signalled, but runs nothing.
         let pid = self.process_of(broker).to_string();
-        let command = Command::new("ps").args(["-o", "command=", "-p", &pid]).output().expect("ps");
+        let command = Command::new("ps").args(["-ww", "-o", "command=", "-p", &pid]).output().expect("ps");
         String::from_utf8_lossy(&command.stdout).contains("server.properties")
     }
 

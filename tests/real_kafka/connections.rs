@@ -80,7 +80,7 @@ fn everything_works(options: &[&str]) {
     let groups: Value = serde_json::from_str(&lag).expect("JSON");
     assert_eq!(groups["broker"]["connected"], true, "{lag}");
     assert!(kafka.tool(CONSUMER_GROUPS, &["--list"]).contains("ledger-projector"));
-    let processes = Command::new("ps").args(["-eo", "args"]).output().expect("ps");
+    let processes = Command::new("ps").args(["-ww", "-eo", "args"]).output().expect("ps");
     shown += &(lag + &String::from_utf8_lossy(&processes.stdout));
     assert_eq!(serve.stop(Signal::SIGTERM), 143);
     shown += &std::fs::read_to_string(log).expect("its log");
