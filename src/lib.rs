@@ -67,6 +67,7 @@ pub mod log;
 pub mod money;
 pub mod postgres;
 pub mod projection;
+mod recently;
 pub mod relay;
 pub mod runtime;
 pub mod sequencer;

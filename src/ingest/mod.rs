@@ -33,11 +33,11 @@ use tokio_util::sync::CancellationToken;
 use crate::ingest::recognition::{log_place, store_place};
 use crate::ingest::snapshots::Snapshots;
 use crate::kurrentdb::{KurrentLog, Mark, Scanned};
-use crate::lanes::{CommandMetadata, command_kind};
+use crate::lanes::CommandMetadata;
 use crate::log::{KeyRecord, KeyScope, LogError, RecordedEvent};
 use crate::postgres::{CopiedEvent, CopyError, Database, IngestSession, PageEnd, Reached, StorePlace, TransferLeg};
 use crate::relay::Bell;
-use crate::wallet::WalletEvent;
+use crate::wallet::{Command, WalletEvent};
 
 pub use recognition::AnotherStore;
 pub(crate) use recognition::{Recognised, recognise};
@@ -214,7 +214,7 @@ fn copied_event(mut event: RecordedEvent) -> CopiedEvent {
     if let Some(metadata) = CommandMetadata::read(&event.metadata)
         && let Some(used) = &metadata.idempotency
     {
-        if let (Some(command_kind), Some(fingerprint)) = (command_kind(&used.kind), used.fingerprint())
+        if let (Some(command_kind), Some(fingerprint)) = (Command::kind_of(&used.kind), used.fingerprint())
             && !used.key.contains('\0')
         {
             let scope = KeyScope { wallet_id: event.stream.clone(), command_kind, key: used.key.as_str().into() };

@@ -1,13 +1,14 @@
 //! The port to a log, kept by KurrentDB as far as it can.
 
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use eventstore::{
-    Client, Error, ExpectedRevision, ReadAllOptions, ReadStream, ReadStreamOptions, RecordedEvent as Stored,
-    StreamPosition,
+    AppendToStreamOptions, Client, Error, EventData, ExpectedRevision, ReadAllOptions, ReadStream, ReadStreamOptions,
+    RecordedEvent as Stored, StreamPosition,
 };
 
 use crate::kurrentdb::connection::{Connection, SILENCE, Trouble};
@@ -17,6 +18,7 @@ use crate::log::{
     Appended, Atomicity, Batch, EventLog, KeyRecord, KeyScope, LoadedStream, LogError, Position, RecordedEvent,
     Revision, Snapshot, StreamKey,
 };
+use crate::recently::Recently;
 use crate::wallet::WalletId;
 
 /// How long an append or a read may go without a word.
@@ -24,6 +26,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an append is sent again at once because the call that it went through has ended: most often for a conflict of
 /// another append.
 const CALLS_MAX: u32 = 8;
+/// For how long a stream at which an append was refused is appended to by calls of its own.
+const CONTENDED_FOR: Duration = Duration::from_millis(250);
+/// How many such streams are known at once.
+const CONTENDED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 /// How many events of a stream are read in one call.
 pub(super) const STREAM_PAGE: usize = 1_000;
 
@@ -36,6 +42,8 @@ pub struct KurrentLog {
     pub(super) folded: Folded,
     /// Why it is not to be used at present, if it is not.
     distrusted: Arc<Mutex<Option<Arc<str>>>>,
+    /// Streams to which others append as well.
+    contended: Arc<Recently<String>>,
 }
 
 impl std::fmt::Debug for KurrentLog {
@@ -49,7 +57,14 @@ impl KurrentLog {
     pub fn new(config: KurrentConfig) -> Self {
         let KurrentConfig { settings, stream_prefix, masked, .. } = config;
         let connection = Arc::new(Connection::new(settings));
-        KurrentLog { connection, stream_prefix, masked, folded: Folded::default(), distrusted: Arc::default() }
+        KurrentLog {
+            connection,
+            stream_prefix,
+            masked,
+            folded: Folded::default(),
+            distrusted: Arc::default(),
+            contended: Arc::new(Recently::new(CONTENDED_FOR, CONTENDED_MAX)),
+        }
     }
 
     /// Where it is, with the password masked, to show.
@@ -143,6 +158,27 @@ impl KurrentLog {
         Page::Stream(self.stream_name(stream), options.requires_leader(true))
     }
 
+    /// Sends an append: the number of the client or call that it went through, and the commit position that it was answered with.
+    ///
+    /// All appends share one long call, which is fastest. But the client ends that call, with whatever is under way in it, when one
+    /// append is refused. So where others append to a stream as well, it is appended to by calls of its own.
+    async fn send(
+        &self,
+        name: &str,
+        expected: ExpectedRevision,
+        events: Vec<EventData>,
+    ) -> Result<(u64, eventstore::Result<Option<u64>>), LogError> {
+        if self.contended.has_seen(name) {
+            let client = self.connection.client().await?;
+            let options = AppendToStreamOptions::default().expected_revision(expected).requires_leader(true);
+            let written = timely(client.it.append_to_stream(name, &options, events)).await;
+            return Ok((client.number, written.map(|written| Some(written.position.commit))));
+        }
+        let appends = self.connection.appends().await?;
+        let written = timely(appends.it.append_to_stream(name, expected, events)).await;
+        Ok((appends.number, written.map(|written| written.current_position().map(|at| at.commit))))
+    }
+
     /// Up to `limit` events of a stream from a revision on, as they are stored.
     pub(super) async fn stored(
         &self,
@@ -220,11 +256,11 @@ impl EventLog for KurrentLog {
         let name = self.stream_name(stream);
         let mut calls = 0;
         loop {
-            let appends = self.connection.appends().await?;
-            let error = match timely(appends.it.append_to_stream(&name, expected, events.clone())).await {
-                Ok(written) => {
+            let (number, written) = self.send(&name, expected, events.clone()).await?;
+            let error = match written {
+                Ok(commit) => {
                     self.connection.succeeded();
-                    let position = written.current_position().and_then(|at| Position::try_from(at.commit).ok());
+                    let position = commit.and_then(|commit| Position::try_from(commit).ok());
                     return position.map(Appended::At).ok_or_else(|| {
                         LogError::Corrupt(format!("an append to {name} was answered without a position"))
                     });
@@ -234,25 +270,26 @@ impl EventLog for KurrentLog {
             calls += 1;
             match Trouble::of(&error) {
                 Trouble::Conflict => {
-                    self.connection.call_ended(appends.number).await;
+                    self.contended.saw(name);
+                    self.connection.call_ended(number).await;
                     return Ok(Appended::Conflict);
                 }
-                Trouble::CallEnded if calls < CALLS_MAX => self.connection.call_ended(appends.number).await,
+                Trouble::CallEnded if calls < CALLS_MAX => self.connection.call_ended(number).await,
                 Trouble::Refused(reason) => {
-                    self.connection.call_ended(appends.number).await;
+                    self.connection.call_ended(number).await;
                     return Err(LogError::Refused(reason));
                 }
                 Trouble::CallEnded | Trouble::NoStream => {
-                    self.connection.failed(appends.number).await;
+                    self.connection.failed(number).await;
                     return Err(LogError::Away(error.to_string()));
                 }
-                Trouble::Moved(_) if calls < CALLS_MAX => self.connection.moved(appends.number).await,
+                Trouble::Moved(_) if calls < CALLS_MAX => self.connection.moved(number).await,
                 Trouble::Silent(reason) => {
-                    self.connection.fell_silent(appends.number).await;
+                    self.connection.fell_silent(number).await;
                     return Err(LogError::Away(reason));
                 }
                 Trouble::Moved(reason) | Trouble::Away(reason) => {
-                    self.connection.failed(appends.number).await;
+                    self.connection.failed(number).await;
                     return Err(LogError::Away(reason));
                 }
             }

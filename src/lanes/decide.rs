@@ -7,10 +7,10 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::kurrentdb::event_id;
-use crate::lanes::known::{Known, RecentKey};
+use crate::lanes::known::{Known, KnownKey};
 use crate::lanes::metadata::{CommandMetadata, KeyUse};
 use crate::lanes::work::{CommandWork, Leg};
-use crate::log::{Batch, KeyRecord, KeyScope, Metadata, NewEvent, Position, Revision};
+use crate::log::{Batch, KeyScope, Metadata, NewEvent, Position, Revision};
 use crate::money::Amount;
 use crate::sequencer::{CommandError, fingerprint, scope};
 use crate::wallet::{self, Command, Ends, Rejection, Transfer, Wallet, WalletEvent, WalletId};
@@ -47,7 +47,7 @@ pub(super) enum Place {
 /// What the copy knows of the keys and transfers that the work asks for.
 #[derive(Default)]
 pub(super) struct Copied {
-    pub(super) keys: HashMap<KeyScope, KeyRecord>,
+    pub(super) keys: HashMap<KeyScope, KnownKey>,
     pub(super) received: HashMap<Uuid, Position>,
 }
 
@@ -91,16 +91,8 @@ impl<'a> Deciding<'a> {
         let request = &work.job.request;
         let key = scope(request).map(|scope| (scope, fingerprint(&request.command)));
         if let Some((scope, fingerprint)) = &key {
-            let recent = self
-                .known
-                .key(scope)
-                .map(|RecentKey { fingerprint, last_revision }| (fingerprint, Place::Revision(last_revision)));
-            let copied =
-                self.copied.keys.get(scope).map(|record| {
-                    (record.fingerprint, Place::Copied(record.position + i64::from(record.event_count) - 1))
-                });
-            match recent.or(copied) {
-                Some((earlier, place)) if earlier == *fingerprint => return Verdict::Replay(place),
+            match self.known.key(scope).or_else(|| self.copied.keys.get(scope).copied()) {
+                Some(earlier) if earlier.fingerprint == *fingerprint => return Verdict::Replay(earlier.last_event),
                 Some(_) => return Verdict::Answer(Err(CommandError::KeyReused)),
                 None if self.keys.contains(scope) => return Verdict::Later,
                 None => {}
@@ -134,7 +126,10 @@ impl<'a> Deciding<'a> {
             return Verdict::Answer(Err(Rejection::WalletNotFound(self.id.clone()).into()));
         };
         match leg_of(self.id, last, plain) {
-            Some(leg) => Verdict::Debited { payer: Box::new(wallet), leg: Box::new(leg) },
+            Some(leg) => {
+                let leg = Leg { decided_after: Some(work.taken_at), ..leg };
+                Verdict::Debited { payer: Box::new(wallet), leg: Box::new(leg) }
+            }
             None => Verdict::Answer(Ok(wallet)),
         }
     }
@@ -278,6 +273,7 @@ pub(super) fn leg_of(from: &WalletId, event: &WalletEvent, metadata: Arc<[u8]>) 
         amount: *amount,
         description: description.clone(),
         metadata,
+        decided_after: None,
         caller: None,
     })
 }

@@ -1,4 +1,4 @@
-//! One turn of one wallet's lane: learn what the stream holds, decide what is waiting, append it, answer.
+//! One turn of one wallet's lane: learn what the stream holds, decide what is waiting, append it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,18 +6,15 @@ use std::sync::Arc;
 use chrono::{SubsecRound, Utc};
 use uuid::Uuid;
 
-use crate::crash_point::CrashPoint;
 use crate::lanes::Shared;
-use crate::lanes::decide::{Copied, Deciding, Place, Verdict, leg_of, return_id};
-use crate::lanes::known::{Known, unusable};
-use crate::lanes::metadata::CommandMetadata;
+use crate::lanes::decide::{Copied, Deciding, Verdict};
+use crate::lanes::known::{COPIED_KEYS_MAX, Known, KnownKey, unusable};
 use crate::lanes::turn::Turn;
-use crate::lanes::work::{Caller, CommandWork, Leg, Outcome, Work, reply};
+use crate::lanes::work::{CommandWork, Work};
 use crate::lease::Lease;
-use crate::log::{Appended, Batch, EventLog, KeyScope, LogError, Position, RecordedEvent, Revision, SNAPSHOT_FORMAT};
-use crate::money::Amount;
-use crate::sequencer::{Answer, CommandError, RETRY_AFTER, Setback, backoff, scope};
-use crate::wallet::{Command, Rejection, Wallet, WalletEvent, WalletId};
+use crate::log::{Appended, Batch, EventLog, KeyScope, LogError, Position, RecordedEvent, SNAPSHOT_FORMAT};
+use crate::sequencer::{CommandError, RETRY_AFTER, Setback, backoff, scope};
+use crate::wallet::{Command, Wallet, WalletId};
 
 /// How many events of a stream's tail are read at once.
 const TAIL_PAGE: usize = 1_000;
@@ -61,10 +58,10 @@ pub(super) async fn run<L: EventLog>(
     Ended { id: lane.id, known, lease: lane.turn.end() }
 }
 
-struct Lane<L> {
-    shared: Arc<Shared<L>>,
-    id: WalletId,
-    known: Option<Known>,
+pub(super) struct Lane<L> {
+    pub(super) shared: Arc<Shared<L>>,
+    pub(super) id: WalletId,
+    pub(super) known: Option<Known>,
     turn: Turn,
     copied: Copied,
     receivers: HashMap<WalletId, Wallet>,
@@ -121,7 +118,7 @@ impl<L: EventLog> Lane<L> {
         if self.known.is_none() {
             self.load().await?;
         }
-        if self.turn.comes(&self.id).await && self.catch_up().await? > 0 {
+        if self.turn.comes(&self.id).await && self.catch_up().await? {
             self.turn.met_another(&self.id);
         }
         // After the load: the copy then knows at least what the load has left to it.
@@ -144,7 +141,7 @@ impl<L: EventLog> Lane<L> {
                 Some(at) => position = at,
                 None => return Ok(()),
             }
-        } else if !self.is_fresh && self.catch_up().await? > 0 {
+        } else if !self.is_fresh && self.catch_up().await? {
             // Refusals and replays were decided on what holds no more.
             return Ok(());
         }
@@ -158,30 +155,40 @@ impl<L: EventLog> Lane<L> {
     async fn load(&mut self) -> Result<(), Setback> {
         self.copied = Copied::default();
         let copied = self.shared.copy.load(std::slice::from_ref(&self.id), SNAPSHOT_FORMAT).await?;
-        let known = Known::of_copy(copied.first()).map_err(|error| unusable(&self.id, None, error))?;
+        // After the stream, so that none is missing that the stream was found to have.
+        let keys = match copied.first() {
+            Some(_) => self.shared.copy_answers(self.shared.database.keys_of(&self.id, COPIED_KEYS_MAX + 1)).await?,
+            None => Vec::new(),
+        };
+        let known = Known::of_copy(copied.first(), &keys).map_err(|error| unusable(&self.id, None, error))?;
         self.known = Some(known);
         self.catch_up().await?;
         Ok(())
     }
 
-    /// Takes in what the stream has after what is known; how many events that was.
-    async fn catch_up(&mut self) -> Result<usize, Setback> {
-        let mut taken_in = 0;
+    /// Takes in everything that the stream has after what is known; whether that was anything.
+    async fn catch_up(&mut self) -> Result<bool, Setback> {
+        let mut is_new = false;
         loop {
-            let known = self.known.get_or_insert_default();
-            let page = self.shared.log.read_stream(&self.id, known.revision() + 1, TAIL_PAGE).await?;
-            for recorded in &page {
-                known.take_in(recorded).map_err(|error| unusable(&self.id, Some(recorded.revision), error))?;
-            }
-            taken_in += page.len();
-            if page.len() < TAIL_PAGE {
-                self.is_fresh = true;
-                return Ok(taken_in);
+            is_new |= !self.take_in_page().await?.is_empty();
+            if self.is_fresh {
+                return Ok(is_new);
             }
         }
     }
 
-    /// Asks the copy for keys and transfers that the known part of the stream does not have.
+    /// Takes in what the stream has next after what is known.
+    async fn take_in_page(&mut self) -> Result<Vec<RecordedEvent>, Setback> {
+        let known = self.known.get_or_insert_default();
+        let page = self.shared.log.read_stream(&self.id, known.revision() + 1, TAIL_PAGE).await?;
+        for recorded in &page {
+            known.take_in(recorded).map_err(|error| unusable(&self.id, Some(recorded.revision), error))?;
+        }
+        self.is_fresh = page.len() < TAIL_PAGE;
+        Ok(page)
+    }
+
+    /// Asks the copy for the keys and transfers of this work that it may know and nobody else.
     async fn look_up(&mut self, works: &[Work]) -> Result<(), Setback> {
         let known = self.known.get_or_insert_default();
         let mut keys: Vec<KeyScope> = Vec::new();
@@ -190,24 +197,19 @@ impl<L: EventLog> Lane<L> {
             match work {
                 Work::Command(command) => {
                     let scope = scope(&command.job.request);
-                    keys.extend(
-                        scope.filter(|scope| known.key(scope).is_none() && !self.copied.keys.contains_key(scope)),
-                    );
+                    let is_missed =
+                        |scope: &KeyScope| known.may_miss_key(scope) && !self.copied.keys.contains_key(scope);
+                    keys.extend(scope.filter(is_missed));
                 }
-                Work::Leg(leg) if known.received(leg.transfer_id).is_none() => legs.push(leg.transfer_id),
-                Work::Leg(_) => {}
+                Work::Leg(leg) => legs.extend(known.may_miss_leg(leg).then_some(leg.transfer_id)),
             }
         }
         if !keys.is_empty() {
             let found = self.shared.copy.find_keys(&keys).await?;
-            self.copied.keys.extend(found.into_iter().map(|record| (record.scope.clone(), record)));
+            self.copied.keys.extend(found.iter().map(|record| (record.scope.clone(), KnownKey::of_copy(record))));
         }
         if !legs.is_empty() {
-            let found = tokio::time::timeout(
-                self.shared.options.append_timeout,
-                self.shared.database.received_transfers(&legs),
-            );
-            let found = found.await.map_err(|_| Setback::Away("the copy does not answer".to_owned()))??;
+            let found = self.shared.copy_answers(self.shared.database.received_transfers(&legs)).await?;
             self.copied.received.extend(found);
         }
         Ok(())
@@ -282,14 +284,9 @@ impl<L: EventLog> Lane<L> {
 
     /// The stream does not end where the decision saw it. It may be an earlier attempt of ours that is in the way.
     async fn lost(&mut self, batch: &Batch) -> Result<Option<Position>, Setback> {
-        let first = batch.events.first().map(|event| (event.revision, event.event_id));
-        let there = match first {
-            Some((revision, _)) => self.shared.log.read_stream(&self.id, revision, batch.events.len()).await?,
-            None => Vec::new(),
-        };
-        let is_ours = there.len() == batch.events.len()
-            && there.iter().zip(&batch.events).all(|(there, ours)| there.event_id == ours.event_id);
-        if self.catch_up().await? == 0 {
+        // What was decided begins right after what was known, and is less than a page.
+        let there = self.take_in_page().await?;
+        if there.is_empty() {
             self.unexplained += 1;
             if self.unexplained > UNEXPLAINED_MAX {
                 // What is known may be of another store, which was behind the address for a moment.
@@ -299,146 +296,14 @@ impl<L: EventLog> Lane<L> {
                 ));
             }
         }
+        let is_ours = there.len() >= batch.events.len()
+            && there.iter().zip(&batch.events).all(|(there, ours)| there.event_id == ours.event_id);
         if is_ours {
             (self.shared.on_append)();
-            return Ok(there.last().map(|last| last.position));
+            return Ok(there.get(batch.events.len() - 1).map(|last| last.position));
         }
         self.turn.met_another(&self.id);
         Ok(None)
-    }
-
-    async fn answer(&mut self, work: Work, verdict: Verdict, position: Position) {
-        match (work, verdict) {
-            (Work::Command(command), Verdict::Answer(answer)) => {
-                let answer = answer.map(|wallet| Answer { wallet, transfer: None, position, replayed: false });
-                reply(command.job, answer);
-            }
-            (Work::Command(command), Verdict::Debited { payer, leg }) => {
-                CrashPoint::BetweenLegs.pass();
-                let outcome = Outcome::Transferred {
-                    transfer_id: leg.transfer_id,
-                    from_wallet: *payer,
-                    position,
-                    replayed: false,
-                };
-                self.follow_up(Leg { caller: Some(Caller { job: command.job, outcome }), ..*leg });
-            }
-            (Work::Command(command), Verdict::Replay(place)) => self.replay(command, place).await,
-            // What it came after is in the stream now.
-            (work, Verdict::Later) => self.hand_on(self.id.clone(), work),
-            (Work::Leg(leg), Verdict::Received(wallet)) => {
-                if let Some(caller) = leg.caller {
-                    caller.answer(*wallet, position);
-                }
-            }
-            (Work::Leg(leg), Verdict::ReceivedBefore(place)) => self.received_before(leg, place).await,
-            (Work::Leg(leg), Verdict::SentBack { rejection, mut legs }) => {
-                if let (Some(caller), Some(last)) = (leg.caller, legs.last_mut()) {
-                    last.caller = Some(Caller { job: caller.job, outcome: Outcome::Returned(rejection) });
-                }
-                legs.into_iter().for_each(|leg| self.follow_up(leg));
-            }
-            (Work::Leg(leg), Verdict::NoRoom) => {
-                tracing::warn!(transfer = %leg.transfer_id, wallet = %self.id, "a return finds no room; it waits until there is");
-                Work::Leg(leg).fail(CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER });
-            }
-            (Work::Leg(leg), Verdict::Answer(answer)) => {
-                let error = answer.err().map_or(String::new(), |error| error.to_string());
-                tracing::error!(error, transfer = %leg.transfer_id, "a transfer's receiving leg cannot be appended");
-                Work::Leg(leg).fail(CommandError::Corrupt(error));
-            }
-            // The other one's verdicts.
-            (work, _) => {
-                work.fail(CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER });
-            }
-        }
-    }
-
-    fn follow_up(&self, leg: Leg) {
-        self.hand_on(leg.to.clone(), Work::Leg(leg));
-    }
-
-    fn hand_on(&self, id: WalletId, work: Work) {
-        if let Err(mpsc_closed) = self.shared.follow_up.send((id, work)) {
-            // The lanes have ended; another server takes up what is left.
-            mpsc_closed.0.1.fail(CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER });
-        }
-    }
-
-    /// Makes the answer of an earlier command again, from its last event.
-    async fn replay(&mut self, work: CommandWork, place: Place) {
-        let (recorded, wallet) = match self.as_of(place).await {
-            Ok(found) => found,
-            Err(error) => return reply(work.job, Err(error)),
-        };
-        let position = recorded.position;
-        let event = recorded.decode().ok();
-        let metadata = CommandMetadata::read(&recorded.metadata)
-            .map(|metadata| CommandMetadata { idempotency: None, ..metadata }.to_bytes());
-        let leg = event.zip(metadata).and_then(|(event, metadata)| leg_of(&self.id, &event, metadata));
-        match leg {
-            Some(leg) => {
-                let outcome = Outcome::Transferred {
-                    transfer_id: leg.transfer_id,
-                    from_wallet: wallet,
-                    position,
-                    replayed: true,
-                };
-                self.follow_up(Leg { caller: Some(Caller { job: work.job, outcome }), ..leg });
-            }
-            None => reply(work.job, Ok(Answer { wallet, transfer: None, position, replayed: true })),
-        }
-    }
-
-    /// The leg is there already: whoever waits for it is told what became of it then.
-    async fn received_before(&mut self, leg: Leg, place: Place) {
-        let Some(caller) = leg.caller else { return };
-        let (recorded, wallet) = match self.as_of(place).await {
-            Ok(found) => found,
-            Err(_) => return caller.put_off(),
-        };
-        match self.was_sent_back(leg.transfer_id, &recorded).await {
-            Ok(false) => caller.answer(wallet, recorded.position),
-            Ok(true) => {
-                let currency = wallet.currency;
-                let max = Amount::MAX.to_text(currency);
-                let rejection = Rejection::BalanceTooLarge { wallet_id: self.id.clone(), max, currency };
-                reply(caller.job, Err(CommandError::Rejected(rejection)));
-            }
-            Err(_) => caller.put_off(),
-        }
-    }
-
-    /// Whether the receiver sent it back in the same append: then the event before it is the first part of that.
-    async fn was_sent_back(&self, transfer: Uuid, leg: &RecordedEvent) -> Result<bool, LogError> {
-        if leg.revision == 0 {
-            return Ok(false);
-        }
-        let before = self.shared.log.read_stream(&self.id, leg.revision - 1, 1).await?;
-        let returned = return_id(transfer, 1);
-        Ok(before.first().and_then(|before| before.decode().ok()).is_some_and(|event| {
-            matches!(&event, WalletEvent::WalletDebited { transfer: Some(transfer), .. } if transfer.id == returned)
-        }))
-    }
-
-    /// An earlier event, as the store has it, and the wallet as it left it: what never changes about a wallet is taken from now,
-    /// and the rest from the event.
-    async fn as_of(&self, place: Place) -> Result<(RecordedEvent, Wallet), CommandError> {
-        let away = |_: LogError| CommandError::Unavailable { maybe_done: true, retry_after: RETRY_AFTER };
-        let missing = || CommandError::Corrupt(format!("an earlier event of wallet {} is missing", self.id));
-        let revision: Revision = match place {
-            Place::Revision(revision) => revision,
-            Place::Copied(position) => {
-                let copied = self.shared.copy.read(position - 1, 1).await.map_err(away)?;
-                copied.first().filter(|copied| copied.stream == self.id).ok_or_else(missing)?.revision
-            }
-        };
-        let read = self.shared.log.read_stream(&self.id, revision, 1).await.map_err(away)?;
-        let recorded = read.into_iter().next().ok_or_else(missing)?;
-        let event = recorded.decode().map_err(|error| CommandError::Corrupt(error.to_string()))?;
-        let wallet = self.known.as_ref().and_then(|known| known.wallet.clone()).ok_or_else(missing)?;
-        let (version, updated_at) = (recorded.revision, recorded.recorded_at);
-        Ok((recorded, Wallet { balance: event.balance(), version, updated_at, ..wallet }))
     }
 }
 

@@ -15,7 +15,8 @@
 //! command's first event: key and effect are one append. Whether a key was used is answered from three parts that leave no gap:
 //! the copy in PostgreSQL knows the stream up to some revision (that is read first, and the copy only ever grows); the events
 //! after it are read from the store itself; and the append's condition says that nothing came after those. Whoever used the
-//! key in between makes the append fail, and is met when the stream is read again.
+//! key in between makes the append fail, and is met when the stream is read again. A wallet's keys are learnt from the copy with the
+//! wallet, where they are not too many, and then no command asks the copy for anything.
 //!
 //! # Transfers
 //! The paying leg decides: it names transfer, receiver and amount, and once it is durable the transfer will be completed. The
@@ -37,6 +38,7 @@
 //! # What the position of an answer is
 //! The store's own, of the append's last event. The copy has positions of its own.
 
+mod answers;
 mod copied;
 mod decide;
 mod known;
@@ -59,14 +61,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::lease::{Lease, Leases};
-use crate::log::{Atomicity, EventLog, PostgresLog};
+use crate::log::{Atomicity, EventLog, LogError, PostgresLog};
 use crate::postgres::Database;
 use crate::sequencer::{CommandService, Job, SequencerOptions, Timely};
 use crate::wallet::{Wallet, WalletId};
 
 pub use copied::CopiedLog;
 use known::Known;
-pub(crate) use known::command_kind;
 use lane::Ended;
 pub(crate) use metadata::CommandMetadata;
 pub use pending::{PendingTransfer, pending_transfers};
@@ -116,6 +117,14 @@ struct Shared<L> {
     /// Receivers as they began.
     beginnings: Mutex<LruCache<WalletId, Wallet>>,
     stop: CancellationToken,
+}
+
+impl<L> Shared<L> {
+    /// What the copy answers, in time.
+    async fn copy_answers<T>(&self, asked: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+        let in_time = tokio::time::timeout(self.options.append_timeout, asked).await;
+        in_time.unwrap_or_else(|_| Err(LogError::Away("the copy does not answer".to_owned())))
+    }
 }
 
 impl<L: EventLog> Lanes<L> {

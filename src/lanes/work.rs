@@ -1,6 +1,7 @@
 //! What a lane is given to do: a caller's command, or the receiving leg of a transfer that has been decided.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -20,11 +21,13 @@ pub(super) struct CommandWork {
     pub(super) job: Job,
     pub(super) causation_id: Arc<str>,
     pub(super) transfer_id: Uuid,
+    pub(super) taken_at: Instant,
 }
 
 impl CommandWork {
     pub(super) fn new(job: Job) -> Self {
-        CommandWork { job, causation_id: Uuid::now_v7().to_string().into(), transfer_id: Uuid::now_v7() }
+        let taken_at = Instant::now();
+        CommandWork { job, causation_id: Uuid::now_v7().to_string().into(), transfer_id: Uuid::now_v7(), taken_at }
     }
 }
 
@@ -37,6 +40,8 @@ pub(super) struct Leg {
     pub(super) description: Option<Description>,
     /// The paying leg's, without its key.
     pub(super) metadata: Arc<[u8]>,
+    /// A moment before which nobody can have heard of the transfer, where it was decided here.
+    pub(super) decided_after: Option<Instant>,
     /// Who waits for it; nobody where an earlier server left it.
     pub(super) caller: Option<Caller>,
 }

@@ -36,13 +36,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::recently::Recently;
 use crate::wallet::WalletId;
 
 pub use address::{RedisConfig, RedisConfigError};
@@ -90,8 +90,8 @@ struct Shared {
     link: Mutex<Option<Link>>,
     /// Wallets whose lease has been given back.
     freed: broadcast::Sender<Arc<str>>,
-    /// Wallets that others are at work on, and until when that counts.
-    shared: Mutex<LruCache<Arc<str>, Instant>>,
+    /// Wallets that others are at work on.
+    shared: Recently<Arc<str>>,
     /// Unlike any other process's.
     process: String,
     taken: AtomicU64,
@@ -110,7 +110,7 @@ impl Leases {
             config,
             link: Mutex::default(),
             freed: broadcast::Sender::new(FREED_MAX),
-            shared: Mutex::new(LruCache::new(SHARED_MAX)),
+            shared: Recently::new(SHARED_FOR, SHARED_MAX),
             process: Uuid::now_v7().to_string(),
             taken: AtomicU64::new(0),
         };
@@ -124,12 +124,12 @@ impl Leases {
 
     /// Whether another server is at work on this wallet too, as far as is known here.
     pub fn is_shared(&self, wallet: &WalletId) -> bool {
-        self.0.shared().get(wallet.as_str()).is_some_and(|until| Instant::now() < *until)
+        self.0.shared.has_seen(wallet.as_str())
     }
 
     /// Another server has written to this wallet.
     pub fn met_another(&self, wallet: &WalletId) {
-        self.0.met_another(wallet.as_str().into());
+        self.0.shared.saw(wallet.as_str().into());
     }
 
     /// Keeps the connection until stopped. The log is told when Redis goes away, and when it is there.
@@ -223,21 +223,13 @@ impl Shared {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn shared(&self) -> MutexGuard<'_, LruCache<Arc<str>, Instant>> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn met_another(&self, wallet: Arc<str>) {
-        self.shared().put(wallet, Instant::now() + SHARED_FOR);
-    }
-
     /// A lease has been given back: whose it was, and of what.
     fn heard(&self, message: &str) {
         let Some((token, key)) = message.split_once(' ') else { return };
         let Some(wallet) = key.strip_prefix(KEY_PREFIX) else { return };
         let wallet: Arc<str> = wallet.into();
         if !token.starts_with(&self.process) {
-            self.met_another(Arc::clone(&wallet));
+            self.shared.saw(Arc::clone(&wallet));
         }
         // Perhaps nobody waits.
         let _ = self.freed.send(wallet);

@@ -218,6 +218,14 @@ pub(super) fn wallet_id(name: String) -> Result<WalletId, LogError> {
     WalletId::new(name).map_err(|error| LogError::Corrupt(format!("a stream's name: {error}")))
 }
 
+/// An idempotency key's row.
+pub(super) fn key_record(row: &PgRow, scope: KeyScope) -> Result<KeyRecord, sqlx::Error> {
+    let fingerprint: Vec<u8> = row.try_get("fingerprint")?;
+    let is_odd = |_| sqlx::Error::Decode("a fingerprint that is not 32 bytes".into());
+    let fingerprint = fingerprint.try_into().map_err(is_odd)?;
+    Ok(KeyRecord { scope, fingerprint, position: row.try_get("position")?, event_count: row.try_get("event_count")? })
+}
+
 pub(super) fn recorded_event(row: &PgRow, stream: WalletId) -> Result<RecordedEvent, sqlx::Error> {
     Ok(RecordedEvent {
         position: row.try_get("position")?,
@@ -377,15 +385,7 @@ impl EventLog for PostgresLog {
             .map_err(log_error)?;
         let read = |row: &PgRow| -> Result<KeyRecord, sqlx::Error> {
             let place: i64 = row.try_get("place")?;
-            let fingerprint: Vec<u8> = row.try_get("fingerprint")?;
-            Ok(KeyRecord {
-                scope: keys[place as usize - 1].clone(),
-                fingerprint: fingerprint
-                    .try_into()
-                    .map_err(|_| sqlx::Error::Decode("a fingerprint that is not 32 bytes".into()))?,
-                position: row.try_get("position")?,
-                event_count: row.try_get("event_count")?,
-            })
+            key_record(row, keys[place as usize - 1].clone())
         };
         rows.iter().map(read).collect::<Result<_, _>>().map_err(log_error)
     }

@@ -56,6 +56,11 @@ impl Command {
     /// Every [`Command::kind`].
     pub const KINDS: [&'static str; 4] = ["create", "credit", "debit", "transfer"];
 
+    /// The kind of this name, as one of [`Command::KINDS`].
+    pub(crate) fn kind_of(name: &str) -> Option<&'static str> {
+        Self::KINDS.into_iter().find(|kind| *kind == name)
+    }
+
     /// Makes a new wallet that opens with `initial_balance`.
     pub fn create(wallet_id: WalletId, owner_id: OwnerId, currency: Currency, initial_balance: Amount) -> Self {
         Command::Create { wallet_id, owner_id, currency, initial_balance }

@@ -8,7 +8,7 @@ use wallex::sequencer::{Answer, CommandError, Request};
 use wallex::wallet::{Command, Rejection};
 
 use crate::kurrentdb_server::AppendFault;
-use crate::world::{World, id, opening, with_key};
+use crate::world::{World, Writer, id, opening, with_key};
 
 #[tokio::test]
 async fn commands_are_answered_with_the_state_that_they_made() {
@@ -138,6 +138,33 @@ async fn a_key_means_one_effect_and_one_answer_in_every_process() {
     assert!(!first.keyed(Command::credit(id("b"), "1.00"), "credit").await.expect("an answer").replayed);
     assert!(!first.keyed(Command::debit(id("b"), "1.00"), "credit").await.expect("an answer").replayed);
     assert_eq!(world.store.log().len(), events + 1 + 2);
+}
+
+/// A server learns so many of a wallet's keys when it first meets the wallet, and asks for the others one by one.
+#[tokio::test]
+async fn of_more_keys_than_are_learnt_at_once_none_is_forgotten() {
+    const KEYS: usize = 1_100;
+    let world = World::new().await;
+    let first = world.writer();
+    first.ok(opening("a", 0)).await;
+    let credit = |number: usize| with_key(Command::credit(id("a"), "0.01"), &format!("k{number}"));
+    let all_of_them = async |writer: &Writer| {
+        let mut callers: JoinSet<_> = (0..KEYS)
+            .map(|number| {
+                let (service, request) = (writer.service.clone(), credit(number));
+                async move { service.execute(request).await.expect("an answer").replayed }
+            })
+            .collect();
+        let mut replayed = 0;
+        while let Some(answer) = callers.join_next().await {
+            replayed += usize::from(answer.expect("no panic"));
+        }
+        replayed
+    };
+    assert_eq!(all_of_them(&first).await, 0);
+    world.copy().await;
+    assert_eq!(all_of_them(&world.writer()).await, KEYS);
+    assert_eq!(world.balance("a").await, KEYS as i64);
 }
 
 #[tokio::test]

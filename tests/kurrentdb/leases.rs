@@ -100,6 +100,19 @@ impl Hot {
     }
 }
 
+/// Whoever loses must get its turn as well: its callers have a deadline.
+#[tokio::test]
+async fn of_servers_that_do_not_queue_none_starves_on_a_hot_wallet() {
+    let hot = Hot::start(None).await;
+    hot.more_of_each(10).await;
+    let before = hot.answered();
+    hot.more_of_each(500).await;
+    let done = [0, 1].map(|server| hot.answered()[server] - before[server]);
+    println!("answered by each: {done:?}");
+    assert!(done.iter().max() < done.iter().min().map(|least| least * 10).as_ref(), "{done:?}");
+    hot.prove().await;
+}
+
 #[tokio::test]
 async fn servers_that_queue_for_a_hot_wallet_hardly_collide() {
     let redis = RedisServer::start();

@@ -141,6 +141,33 @@ async fn conflicts_of_some_do_not_fail_the_appends_of_others() {
     assert_eq!(server.log().len() as i64, 1 + (WRITERS as i64 - 1) * EACH);
 }
 
+/// The call that all appends share ends with one that is refused, so a stream at which that happens is left out of it for a while.
+#[tokio::test]
+async fn a_stream_that_others_write_to_does_not_end_the_call_of_all_again_and_again() {
+    const REFUSED: i64 = 20;
+    let server = KurrentServer::start();
+    let log = log(&server);
+    settle(&log, &batch("contended", 0..1)).await;
+    for revision in 0..REFUSED {
+        settle(&log, &batch("quiet", revision..revision + 1)).await;
+        assert_eq!(settle(&log, &batch("contended", revision + 5..revision + 6)).await, Appended::Conflict);
+    }
+    // On a machine that is busy enough some come after that while.
+    assert!(server.append_calls() < REFUSED as u64 / 2, "{}", server.append_calls());
+    // And what is sent by itself is settled as well.
+    for (revision, fault) in [(1, None), (2, Some(AppendFault::CutBefore)), (3, Some(AppendFault::CutAfter))] {
+        assert_eq!(settle(&log, &batch("contended", 99..100)).await, Appended::Conflict);
+        if let Some(fault) = fault {
+            server.fail_next_append(fault);
+        }
+        assert!(
+            matches!(settle(&log, &batch("contended", revision..revision + 1)).await, Appended::At(_)),
+            "{fault:?}"
+        );
+        assert_eq!(server.log().len() as i64, 1 + REFUSED + revision, "once");
+    }
+}
+
 #[tokio::test]
 async fn what_a_single_stream_cannot_do_is_refused_and_not_half_done() {
     let server = KurrentServer::start();

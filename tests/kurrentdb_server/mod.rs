@@ -1,4 +1,4 @@
-//! A KurrentDB for tests, in memory, that speaks the published v1 protocol over a real socket and answers as a real server
+//! A KurrentDB for tests, in memory or also on a disk, that speaks the published v1 protocol over a real socket and answers as a real server
 //! was seen to answer: retries, wrong revisions, positions that grow with gaps. Everything that can go wrong with a server
 //! has a switch.
 //!
@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
+mod disk;
 pub mod protocol;
 mod service;
 mod storage;
@@ -13,6 +14,7 @@ mod storage;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +29,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use disk::Disk;
 pub use storage::Kept;
 use storage::Storage;
 
@@ -53,6 +56,8 @@ struct Switches {
 pub struct Shared {
     address: SocketAddr,
     storage: Arc<Mutex<Storage>>,
+    /// Where it keeps its events besides, if it does.
+    disk: Option<Disk>,
     switches: Mutex<Switches>,
     /// Changes whenever the log has grown.
     grown: watch::Sender<()>,
@@ -70,6 +75,7 @@ struct Counts {
     reads: AtomicU64,
     events_read: AtomicU64,
     subscriptions: AtomicU64,
+    append_calls: AtomicU64,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -134,19 +140,25 @@ pub struct KurrentServer {
 impl KurrentServer {
     /// A new, empty server on a port that the system chooses.
     pub fn start() -> Self {
-        Self::on(Arc::default())
+        Self::on(Arc::default(), None)
+    }
+
+    /// The same, and each append is in this new file before it is acknowledged. Nothing is ever read from there.
+    pub fn start_on_disk(file: &Path) -> Self {
+        Self::on(Arc::default(), Some(Disk::create(file)))
     }
 
     /// Another node with the same data.
     pub fn another_node(&self) -> Self {
-        Self::on(Arc::clone(&self.shared.storage))
+        Self::on(Arc::clone(&self.shared.storage), None)
     }
 
-    fn on(storage: Arc<Mutex<Storage>>) -> Self {
+    fn on(storage: Arc<Mutex<Storage>>, disk: Option<Disk>) -> Self {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let shared = Arc::new(Shared {
             address: listener.local_addr().expect("an address"),
             storage,
+            disk,
             switches: Mutex::default(),
             grown: watch::Sender::new(()),
             silent: watch::Sender::new(false),
@@ -255,6 +267,11 @@ impl KurrentServer {
     /// How many subscriptions it was asked for.
     pub fn subscriptions(&self) -> u64 {
         self.shared.counts.subscriptions.load(Ordering::SeqCst)
+    }
+
+    /// How many calls that take any number of appends were begun.
+    pub fn append_calls(&self) -> u64 {
+        self.shared.counts.append_calls.load(Ordering::SeqCst)
     }
 
     /// What goes wrong with the next append; several are for several appends.

@@ -210,6 +210,8 @@ async fn write(
     let outcome = shared.storage().append(&stream, expected, &events);
     if matches!(outcome, Outcome::WrongVersion { .. }) {
         shared.conflicts.fetch_add(1, Ordering::Relaxed);
+    } else if let Some(disk) = &shared.disk {
+        disk.keep(events.iter().flat_map(|(id, event)| on_disk(&stream, *id, event)).collect()).await;
     }
     shared.grown.send_modify(|_| {});
     if fault == Some(AppendFault::CutAfter) {
@@ -217,6 +219,11 @@ async fn write(
         return Ok(None);
     }
     Ok(Some((stream, expected, outcome)))
+}
+
+/// An event as it lies on the disk, for its size more than for its form.
+fn on_disk(stream: &str, id: Uuid, event: &ProposedEvent) -> Vec<u8> {
+    [stream.as_bytes(), id.as_bytes(), &event.custom_metadata, &event.data].concat()
 }
 
 fn success(revision: u64, position: u64) -> AppendSuccess {
@@ -265,6 +272,7 @@ async fn batch_append(
     asked: Request<Streaming<BatchAppendRequest>>,
 ) -> Result<Response<Answers<BatchAppendResponse>>, Status> {
     check_leader(&shared, asked.metadata())?;
+    shared.counts.append_calls.fetch_add(1, Ordering::SeqCst);
     let mut batches = asked.into_inner();
     let (sender, receiver) = mpsc::channel(SUBSCRIPTION_BUFFER);
     tokio::spawn(async move {
