@@ -160,8 +160,7 @@ impl KurrentLog {
 
     /// Sends an append: the number of the client or call that it went through, and the commit position that it was answered with.
     ///
-    /// All appends share one long call, which is fastest. But the client ends that call, with whatever is under way in it, when one
-    /// append is refused. So where others append to a stream as well, it is appended to by calls of its own.
+    /// All appends share one long call, but for those to a stream where one was refused a moment ago.
     async fn send(
         &self,
         name: &str,

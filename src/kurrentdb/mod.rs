@@ -13,7 +13,9 @@
 //!   algorithm is turned off on the client's connections (`hurry`), or each call, reads as well, would wait some 45 ms in a
 //!   lone caller's hands.
 //! - **One refused append ends that long call**, with every append in it: the client closes the call on the first error. The
-//!   others learn that it was closed and send the same bytes again through a new one.
+//!   others learn that it was closed and send the same bytes again through a new one. So a stream at which that happened is
+//!   appended to by calls of their own for a quarter of a second: nobody else is held up by it, and who has lost there has his
+//!   next turn as soon as who has won.
 //! - **A client whose first contact failed is dead for ever**, so a client counts as one only after it has spoken to the server,
 //!   and a new one is made, with growing pauses, whenever it has not or one has failed twice in a row.
 //! - **A connection that is silent is given up** after five seconds, client and all: its other end may be gone without a word.
