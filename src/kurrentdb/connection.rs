@@ -55,9 +55,9 @@ impl Trouble {
             Error::ServerError(message) if message.starts_with(SILENCE) => Trouble::Silent(message.clone()),
             Error::NotLeaderException(_) => Trouble::Moved(error.to_string()),
             Error::ResourceNotFound => Trouble::NoStream,
-            Error::AccessDenied | Error::ResourceDeleted | Error::UnsupportedFeature => {
-                Trouble::Refused(error.to_string())
-            }
+            // Who is let in may be changed there at any time.
+            Error::AccessDenied => Trouble::Away(DENIED.to_owned()),
+            Error::ResourceDeleted | Error::UnsupportedFeature => Trouble::Refused(error.to_string()),
             _ => Trouble::Away(error.to_string()),
         }
     }
@@ -65,6 +65,9 @@ impl Trouble {
 
 /// What the client says of an append whose call was closed under it.
 const CALL_ENDED: &str = "Batch-append stream has been closed";
+
+/// What is said of a server that knows better whom it lets in.
+const DENIED: &str = "it denies access to the user of the connection string";
 
 /// How an error begins that a call of ours makes of silence.
 pub(super) const SILENCE: &str = "no answer within";

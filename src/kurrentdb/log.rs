@@ -93,6 +93,14 @@ impl KurrentLog {
         }
     }
 
+    /// Whether the server denies access to the user of the connection string. One that does not answer has not said so.
+    pub(crate) async fn denies_access(&self) -> bool {
+        let Ok(client) = self.connection.client().await else { return false };
+        let options = ReadAllOptions::default().backwards().position(StreamPosition::End).max_count(1);
+        let read = timely(async { client.it.read_all(&options).await?.next().await });
+        matches!(read.await, Err(Error::AccessDenied))
+    }
+
     pub(super) fn stream_name(&self, id: &WalletId) -> String {
         format!("{}{id}", self.stream_prefix)
     }

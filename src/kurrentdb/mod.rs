@@ -35,6 +35,7 @@
 //! of that: it ends, it can be given up, and the next one begins at the last event that was seen. It costs that streams of
 //! others are read too, and passed over here.
 
+mod certificates;
 mod connection;
 mod earlier;
 mod event;
@@ -89,23 +90,28 @@ pub enum KurrentConfigError {
          as wallet- or staging-wallet-"
     )]
     StreamPrefix,
-    /// A file that it names cannot be read.
-    #[error("{option} names {path}, which cannot be read: {reason}")]
+    /// A certificate or key that it names cannot be used.
+    #[error("{option} names {path}, which cannot be used: {reason}")]
     File {
         /// The option.
         option: &'static str,
         /// What it names.
         path: String,
-        /// Why it cannot be read.
+        /// Why it cannot be used.
         reason: String,
     },
+    /// The authorities that this system trusts cannot be read. The client reads them unless `tlsCAFile` names others.
+    #[error(
+        "the certificates that this system trusts cannot be read ({0}); mend that, or name a file of them with tlsCAFile"
+    )]
+    SystemCertificates(String),
 }
 
 impl KurrentConfig {
     /// Reads a connection string; every option of the client's is passed on to it.
     ///
     /// # Errors
-    /// [`KurrentConfigError`] where it is none, or a file that it names is not there.
+    /// [`KurrentConfigError`] where it is none, or certificates that it names, or those of the system, cannot be used.
     pub fn new(connection_string: &str) -> Result<Self, KurrentConfigError> {
         let settings: ClientSettings =
             connection_string.parse().map_err(|error: eventstore::ClientSettingsParseError| {
@@ -114,19 +120,7 @@ impl KurrentConfig {
                 let shown = if what.contains("://") { "it is no URL".to_owned() } else { what };
                 KurrentConfigError::ConnectionString(shown)
             })?;
-        // The client would panic over these, in a task where nobody sees it.
-        let files = [
-            ("tlsCAFile", settings.tls_ca_file()),
-            ("userCertFile", settings.user_certificate().map(|(certificate, _)| certificate)),
-            ("userKeyFile", settings.user_certificate().map(|(_, key)| key)),
-        ];
-        for (option, path) in files {
-            if let Some(path) = path
-                && let Err(error) = std::fs::read(path)
-            {
-                return Err(KurrentConfigError::File { option, path: path.clone(), reason: error.to_string() });
-            }
-        }
+        certificates::check(&settings)?;
         let masked = crate::postgres::masked(connection_string).into();
         let connection_string = connection_string.into();
         Ok(KurrentConfig { settings, connection_string, masked, stream_prefix: STREAM_PREFIX.into() })

@@ -31,7 +31,8 @@ pub struct Config {
     /// An event store of its own for the events; the database then has a copy of them beside everything else. `None`: the events
     /// are in the database. The first start that writes settles it for ever; another one is refused
     /// ([`OpenError::EventsAreHere`](crate::runtime::OpenError::EventsAreHere),
-    /// [`OpenError::EventsAreElsewhere`](crate::runtime::OpenError::EventsAreElsewhere)).
+    /// [`OpenError::EventsAreElsewhere`](crate::runtime::OpenError::EventsAreElsewhere)). Its client makes rustls's default
+    /// provider of cryptography its own (aws-lc-rs), and does not come up in a process that has chosen another one before.
     pub event_store: Option<KurrentConfig>,
     /// A Redis in which servers that write to the same wallets of an event store queue, so that they need not collide. For speed
     /// alone: whatever becomes of it, everything goes on. With the events in the database there is nothing to queue for, and it is

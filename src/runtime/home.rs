@@ -7,7 +7,7 @@ use crate::kurrentdb::KurrentLog;
 use crate::postgres::{Database, EventHome};
 use crate::runtime::{Config, OpenError};
 
-/// How long an event store is given to show at the start that it is the one that was copied.
+/// How long an event store is given to show at the start that it lets us in and is the one that was copied.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Events have one home, for ever: whoever writes first, commands or a copy, settles which, and who would write elsewhere is
@@ -20,6 +20,12 @@ pub(super) async fn claim(config: &Config, store: Option<&KurrentLog>, database:
     let copies = config.parts.relay && store.is_some();
     if !(config.parts.commands || copies) {
         return Ok(());
+    }
+    // Before anything is settled by it.
+    if let Some(store) = store
+        && tokio::time::timeout(STORE_PATIENCE, store.denies_access()).await == Ok(true)
+    {
+        return Err(OpenError::EventStoreDenies(store.masked().to_owned()));
     }
     let home = database.claim_event_home(wanted).await.map_err(|error| OpenError::Log(error.to_string()))?;
     match (home, store) {

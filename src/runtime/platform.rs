@@ -65,6 +65,12 @@ pub enum OpenError {
     /// The event store.
     #[error(transparent)]
     EventStore(#[from] KurrentConfigError),
+    /// The event store lets nobody in under this user and password.
+    #[error(
+        "the event store at {0} denies access: its user, named in --event-store or WALLEX_EVENT_STORE, must be known there, read $all, \
+         and read and append to the wallets' streams"
+    )]
+    EventStoreDenies(String),
     /// The event store is not the one that the database has a copy of.
     #[error(transparent)]
     AnotherEventStore(#[from] AnotherStore),

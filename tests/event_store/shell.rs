@@ -49,6 +49,21 @@ fn an_address_that_is_none_is_refused_in_one_line_that_tells_no_secret() {
     assert_one_clear_line(&environment(&["relay"]), &[like]);
     let authority = "esdb://u:secret-word@h?tlsCAFile=/nowhere/ca.pem";
     assert_one_clear_line(&run(&["serve", "--data-dir", &place, "--event-store", authority]), &["/nowhere/ca.pem"]);
+    // The client would panic over these.
+    for (name, text, reason) in [
+        ("no", "not a certificate", "holds no certificate"),
+        ("cut", "-----BEGIN CERTIFICATE-----\nMIIC", "tlsCAFile"),
+        ("odd", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "tlsCAFile"),
+    ] {
+        let path = room.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        let authority = format!("esdb://u:secret-word@h?tlsCAFile={}", path.display());
+        let said = run(&["serve", "--data-dir", &place, "--event-store", &authority]);
+        assert_one_clear_line(&said, &[path.to_str().expect("UTF-8"), reason]);
+    }
+    let mut without = wallex(&["serve", "--data-dir", &place, "--event-store", "esdb://u:secret-word@h?tls=false"]);
+    let without = without.env("SSL_CERT_FILE", "/nowhere/certificates.pem").output().expect("wallex runs");
+    assert_one_clear_line(&without, &["/nowhere/certificates.pem", "tlsCAFile"]);
     let help = environment(&["serve", "--help"]);
     assert!(help.status.success());
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
@@ -185,4 +200,38 @@ async fn a_relay_in_a_process_of_its_own_goes_on_copying_when_the_web_process_is
     until_at_rest(&whole).await;
     let stats = get(&whole, "/health/kafka/stats").await;
     assert!(stats["outbox"]["head"].as_i64().is_some_and(|head| head > 30), "{stats}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_denies_access_is_told_in_one_line_and_waited_for_by_who_was_let_in_before() {
+    const RIGHT: &str = "Basic YWRtaW46c2VjcmV0LXdvcmQ="; // admin:secret-word
+    const OTHER: &str = "Basic YWRtaW46YW5vdGhlci13b3Jk"; // admin:another-word
+    let (room, store) = (room(), KurrentServer::start());
+    store.let_in_only(OTHER);
+    let address = format!("esdb://admin:secret-word@{}?tls=false", store.address());
+    let place = room.path().join("data").to_str().expect("UTF-8").to_owned();
+    let start = ["serve", "--listen", "127.0.0.1:0", "--log", "error", "--data-dir", &place];
+    let refused = run(&[&start, &["--event-store", &address][..]].concat());
+    assert_one_clear_line(&refused, &["denies access", "--event-store", "admin:***@"]);
+    // Nothing was settled by it: the events may still be anywhere.
+    store.let_in_only(RIGHT);
+    let serve = Serve::start_with(room.path().join("data").as_path(), &["--event-store", &address]);
+    let client = reqwest::Client::new();
+    let create = async |name: &str| {
+        let body = serde_json::json!({"walletId": name, "ownerId": "o"});
+        let answer = client.post(format!("{}/wallets", serve.info.url)).json(&body).send().await.expect("an answer");
+        (answer.status().as_u16(), answer.json::<Value>().await.expect("JSON"))
+    };
+    assert_eq!(create("before").await.0, 201);
+    until_at_rest(&serve).await;
+    // The password is changed there.
+    store.let_in_only(OTHER);
+    let (status, answer) = create("meanwhile").await;
+    assert_eq!((status, &answer["code"]), (503, &"UNAVAILABLE".into()), "{answer}");
+    let is_away = |kafka: &Value| kafka["state"] == "storeAway" && kafka.to_string().contains("denies access");
+    get_until(&serve, "/health/kafka", is_away).await;
+    store.let_in_only(RIGHT);
+    assert_eq!(create("after").await.0, 201);
+    until_at_rest(&serve).await;
+    get_until(&serve, "/health/kafka", |kafka| kafka["status"] == "healthy").await;
 }

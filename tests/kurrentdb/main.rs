@@ -1,6 +1,8 @@
 //! KurrentDB: the test server held against the tables of what a real one answers, and what stands on top of it: the store, the
 //! write path, the copy.
 
+#[path = "../certificates/mod.rs"]
+mod certificates;
 #[path = "../kurrentdb_server/mod.rs"]
 mod kurrentdb_server;
 #[path = "../process/mod.rs"]
@@ -11,6 +13,7 @@ mod redis_server;
 mod support;
 
 mod another_store;
+mod connections;
 mod copy;
 mod earlier;
 mod lag;

@@ -16,7 +16,7 @@ fn log(server: &KurrentServer) -> KurrentLog {
     KurrentLog::new(KurrentConfig::new(&server.connection_string()).expect("a connection string"))
 }
 
-fn id(name: &str) -> WalletId {
+pub fn id(name: &str) -> WalletId {
     WalletId::new(name).expect("a wallet id")
 }
 
@@ -24,7 +24,7 @@ fn at() -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000, 123_456_000).expect("a time")
 }
 
-fn batch(stream: &str, revisions: std::ops::Range<i64>) -> Batch {
+pub fn batch(stream: &str, revisions: std::ops::Range<i64>) -> Batch {
     let event = |revision| NewEvent {
         stream: id(stream),
         stream_key: None,
@@ -38,7 +38,7 @@ fn batch(stream: &str, revisions: std::ops::Range<i64>) -> Batch {
 }
 
 /// As a writer does it: the same batch until its outcome is known.
-async fn settle(log: &KurrentLog, batch: &Batch) -> Appended {
+pub async fn settle(log: &KurrentLog, batch: &Batch) -> Appended {
     loop {
         match log.append(batch).await {
             Ok(appended) => return appended,

@@ -47,6 +47,8 @@ struct Switches {
     next_appends: VecDeque<AppendFault>,
     delay: Duration,
     leader: Option<SocketAddr>,
+    /// What an authorization must say.
+    demands: Option<&'static str>,
     delivers_twice: bool,
     begins_with_no_position: bool,
     ends_reads_early: bool,
@@ -89,6 +91,10 @@ impl Shared {
 
     fn switches(&self) -> MutexGuard<'_, Switches> {
         locked(&self.switches)
+    }
+
+    fn demands(&self) -> Option<&'static str> {
+        self.switches().demands
     }
 
     fn leader(&self) -> Option<SocketAddr> {
@@ -287,6 +293,11 @@ impl KurrentServer {
     /// Whether nothing is answered at all, on connections that stay open.
     pub fn be_silent(&self, silent: bool) {
         self.shared.silent.send_replace(silent);
+    }
+
+    /// Whom it lets in alone: what their `authorization` says, which is HTTP's `Basic`.
+    pub fn let_in_only(&self, authorization: &'static str) {
+        self.shared.switches().demands = Some(authorization);
     }
 
     /// Who leads instead of this one; `None`: this one leads.

@@ -163,8 +163,12 @@ impl Streams {
     }
 }
 
-/// A follower turns away who asks for the leader, and says where that is.
-fn check_leader(shared: &Shared, asked: &MetadataMap) -> Result<(), Status> {
+/// Turns away who may not come in. A follower does it with whoever asks for the leader, and says where that is.
+fn let_in(shared: &Shared, asked: &MetadataMap) -> Result<(), Status> {
+    let authorization = asked.get("authorization").and_then(|value| value.to_str().ok());
+    if shared.demands().is_some_and(|demanded| authorization != Some(demanded)) {
+        return Err(Status::unauthenticated("who are you?"));
+    }
     match shared.leader() {
         Some(leader) if asked.get("requires-leader").is_some_and(|value| value == "true") => {
             let mut status = Status::not_found("Leader info available");
@@ -237,7 +241,7 @@ async fn append(
     shared: Arc<Shared>,
     asked: Request<Streaming<AppendRequest>>,
 ) -> Result<Response<AppendResponse>, Status> {
-    check_leader(&shared, asked.metadata())?;
+    let_in(&shared, asked.metadata())?;
     let mut messages = asked.into_inner();
     let Some(AppendRequest { content: Some(AppendContent::Options(options)) }) = messages.message().await? else {
         return Err(Status::invalid_argument("the options come first"));
@@ -271,7 +275,7 @@ async fn batch_append(
     shared: Arc<Shared>,
     asked: Request<Streaming<BatchAppendRequest>>,
 ) -> Result<Response<Answers<BatchAppendResponse>>, Status> {
-    check_leader(&shared, asked.metadata())?;
+    let_in(&shared, asked.metadata())?;
     shared.counts.append_calls.fetch_add(1, Ordering::SeqCst);
     let mut batches = asked.into_inner();
     let (sender, receiver) = mpsc::channel(SUBSCRIPTION_BUFFER);
@@ -323,7 +327,7 @@ fn read_event(kept: &Kept) -> ReadResponse {
 }
 
 async fn read(shared: Arc<Shared>, asked: Request<ReadRequest>) -> Result<Response<Answers<ReadResponse>>, Status> {
-    check_leader(&shared, asked.metadata())?;
+    let_in(&shared, asked.metadata())?;
     let options = asked.into_inner().options.ok_or_else(|| Status::invalid_argument("options are missing"))?;
     shared.hesitate().await;
     shared.counts.reads.fetch_add(1, Ordering::SeqCst);
