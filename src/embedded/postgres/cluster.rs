@@ -1,7 +1,7 @@
 //! The private cluster: how it is made, and with which settings it runs.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -145,7 +145,7 @@ fn run_initdb(
 /// Brings a new cluster to disk, where `initdb` was told not to.
 #[cfg(target_os = "linux")]
 fn sync_all(directory: &Path) -> Result<(), PostgresError> {
-    let sync = || nix::unistd::syncfs(File::open(directory)?).map_err(io::Error::from);
+    let sync = || nix::unistd::syncfs(File::open(directory)?).map_err(std::io::Error::from);
     sync().map_err(io_error("sync", directory))
 }
 
