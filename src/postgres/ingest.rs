@@ -9,11 +9,11 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::log::{KeyRecord, KeyScope, LogError, Position, RecordedEvent, Revision, to_look_up, upcast};
+use crate::log::{KeyRecord, LogError, Position, RecordedEvent, Revision, to_look_up, upcast};
 use crate::postgres::ingest_checkpoint::{move_checkpoint, reached};
-use crate::postgres::log::{key_record, log_error, recorded_event, wallet_id};
+use crate::postgres::log::{log_error, recorded_event, wallet_id};
 use crate::postgres::{Database, PageEnd, Reached, StorePlace};
-use crate::wallet::{Before, Command, WalletEvent, WalletId};
+use crate::wallet::{Before, WalletEvent, WalletId};
 
 /// The advisory lock that the active ingest holds: "wallex", then the ingest's number.
 const INGEST_LOCK: i64 = 0x7761_6c6c_6578_0008;
@@ -260,22 +260,6 @@ impl Database {
         let statement = "SELECT transfer_id, credit_position FROM stream_transfers
                           WHERE transfer_id = ANY($1) AND credit_position IS NOT NULL";
         sqlx::query_as(statement).bind(ids).fetch_all(self.by_index()).await.map_err(log_error)
-    }
-
-    /// Up to `limit` of the idempotency keys that the copy has of a wallet, all of kinds of command that are known here: nobody can
-    /// ask for others.
-    pub(crate) async fn keys_of(&self, id: &WalletId, limit: usize) -> Result<Vec<KeyRecord>, LogError> {
-        let statement = "SELECT command_kind, key, fingerprint, position, event_count FROM idempotency_keys
-                          WHERE wallet_id = $1 AND command_kind = ANY($2) LIMIT $3";
-        let query = sqlx::query(statement).bind(id.as_str()).bind(Command::KINDS).bind(limit as i64);
-        let rows = query.fetch_all(self.by_index()).await.map_err(log_error)?;
-        let read = |row: &PgRow| {
-            let (kind, key): (String, String) = (row.try_get("command_kind")?, row.try_get("key")?);
-            let unasked = || sqlx::Error::Decode("a kind that was not asked for".into());
-            let command_kind = Command::kind_of(&kind).ok_or_else(unasked)?;
-            key_record(row, KeyScope { wallet_id: id.clone(), command_kind, key: key.as_str().into() })
-        };
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(log_error)
     }
 
     /// The paying legs of up to `limit` transfers in transit that the copy has known for that long, the oldest first.

@@ -12,7 +12,7 @@ use crate::log::{
     Appended, Atomicity, Batch, EventLog, KeyRecord, KeyScope, LoadedStream, LogError, Position, RecordedEvent,
     Revision, Snapshot, StreamKey,
 };
-use crate::postgres::{Database, is_transient};
+use crate::postgres::{Database, is_transient, keys};
 use crate::wallet::{EVENT_VERSION, WalletId};
 
 /// PostgreSQL's notification channel that is rung once for each append; the payload is the new head's position.
@@ -218,14 +218,6 @@ pub(super) fn wallet_id(name: String) -> Result<WalletId, LogError> {
     WalletId::new(name).map_err(|error| LogError::Corrupt(format!("a stream's name: {error}")))
 }
 
-/// An idempotency key's row.
-pub(super) fn key_record(row: &PgRow, scope: KeyScope) -> Result<KeyRecord, sqlx::Error> {
-    let fingerprint: Vec<u8> = row.try_get("fingerprint")?;
-    let is_odd = |_| sqlx::Error::Decode("a fingerprint that is not 32 bytes".into());
-    let fingerprint = fingerprint.try_into().map_err(is_odd)?;
-    Ok(KeyRecord { scope, fingerprint, position: row.try_get("position")?, event_count: row.try_get("event_count")? })
-}
-
 pub(super) fn recorded_event(row: &PgRow, stream: WalletId) -> Result<RecordedEvent, sqlx::Error> {
     Ok(RecordedEvent {
         position: row.try_get("position")?,
@@ -372,22 +364,7 @@ impl EventLog for PostgresLog {
     }
 
     async fn find_keys(&self, keys: &[KeyScope]) -> Result<Vec<KeyRecord>, LogError> {
-        let statement = "SELECT w.place, i.fingerprint, i.position, i.event_count
-                           FROM unnest($1::text[], $2::text[], $3::text[])
-                                WITH ORDINALITY AS w(wallet_id, command_kind, key, place)
-                           JOIN idempotency_keys i USING (wallet_id, command_kind, key)";
-        let rows = sqlx::query(statement)
-            .bind(keys.iter().map(|scope| scope.wallet_id.as_str()).collect::<Vec<_>>())
-            .bind(keys.iter().map(|scope| scope.command_kind).collect::<Vec<_>>())
-            .bind(keys.iter().map(|scope| scope.key.as_ref()).collect::<Vec<_>>())
-            .fetch_all(self.pool())
-            .await
-            .map_err(log_error)?;
-        let read = |row: &PgRow| -> Result<KeyRecord, sqlx::Error> {
-            let place: i64 = row.try_get("place")?;
-            key_record(row, keys[place as usize - 1].clone())
-        };
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(log_error)
+        keys::find(self.pool(), keys).await.map_err(log_error)
     }
 
     async fn save_snapshots(&self, snapshots: &[Snapshot]) -> Result<(), LogError> {
@@ -408,10 +385,6 @@ impl EventLog for PostgresLog {
     }
 
     async fn forget_keys(&self, before: DateTime<Utc>, limit: usize) -> Result<u64, LogError> {
-        let statement = "DELETE FROM idempotency_keys
-                          WHERE ctid = ANY(ARRAY(SELECT ctid FROM idempotency_keys WHERE created_at < $1 LIMIT $2))";
-        let done =
-            sqlx::query(statement).bind(before).bind(limit as i64).execute(self.pool()).await.map_err(log_error)?;
-        Ok(done.rows_affected())
+        keys::forget(self.pool(), before, limit).await.map_err(log_error)
     }
 }

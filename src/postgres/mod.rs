@@ -8,6 +8,7 @@ mod dead_letters;
 mod home;
 mod ingest;
 mod ingest_checkpoint;
+mod keys;
 mod lag;
 mod ledger;
 pub mod log;
