@@ -10,6 +10,7 @@
 #[path = "../tests/kafka/mod.rs"]
 mod kafka;
 mod measuring;
+#[expect(dead_code, reason = "another bench counts the events")]
 #[path = "measuring/serve.rs"]
 mod serve;
 

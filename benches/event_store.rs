@@ -5,8 +5,9 @@
 //! The server is the tests' own (`tests/kurrentdb_server`), which speaks the published protocol, on a thread of this process. Against
 //! the bare client it syncs each append to the disk before it acknowledges it, by a real server's rule, and works from memory
 //! otherwise; so whoever appends waits as for a real server, and its own processor time is less than a real one's. Everywhere else,
-//! and once more against the bare client, it keeps its events in memory alone: what is measured there is wallex and the client.
-//! The Redis is a real one. Every load test proves its balances, and one that cannot ends the bench.
+//! and once more against the bare client, it keeps its events in memory alone: what is measured there is wallex and the client. The
+//! Redis is a real one. Where `WALLEX_TEST_KURRENTDB_URL` names a server, the comparison with the bare client is made there, in
+//! streams of the bench's own, and nothing else is measured. Every load test proves its balances, and one that cannot ends the bench.
 
 #![expect(clippy::float_arithmetic, reason = "times and rates, not money")]
 
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use eventstore::{BatchAppendOptions, Client, ClientSettings, EventData, ExpectedRevision};
-use kurrentdb_server::{Kept, KurrentServer};
+use kurrentdb_server::KurrentServer;
 use measuring::{Sample, Target, note, tell};
 use redis_server::RedisServer;
 use serde::Deserialize;
@@ -44,6 +45,8 @@ use wallex::relay::Bell;
 use wallex::runtime::{Config, Parts, Wallex};
 use wallex::wallet::{Command, OwnerId, WalletId};
 
+/// Names a real server to measure on, as it does for the tests; then only the comparison with the bare client is made.
+const ELSEWHERE: &str = "WALLEX_TEST_KURRENTDB_URL";
 const OPERATIONS: u64 = 20_000;
 const WORKERS: u32 = 20;
 /// Appends of the bare client in each round, and over how many streams each of its callers spreads them.
@@ -82,12 +85,19 @@ struct Args {
 async fn main() {
     let args = Args::parse();
     let directory = measuring::directory(args.directory.as_ref());
+    let half = Some(Target::AtLeast(0.5));
+    if let Some(address) = std::env::var(ELSEWHERE).ok().filter(|address| !address.is_empty()) {
+        let data_dir = directory.path().join("named");
+        return against_the_bare_client(args.rounds, &data_dir, &address, "the server that is named", half).await;
+    }
     if !args.hot {
-        let disk = KurrentServer::start_on_disk(&directory.path().join("store"));
-        against_the_bare_client(&args, &directory.path().join("on-disk"), disk, "on disk", Some(Target::AtLeast(0.5)))
-            .await;
-        let memory = KurrentServer::start();
-        against_the_bare_client(&args, &directory.path().join("in-memory"), memory, "in memory", None).await;
+        for (name, store, target) in [
+            ("on disk", KurrentServer::start_on_disk(&directory.path().join("store")), half),
+            ("in memory", KurrentServer::start(), None),
+        ] {
+            let data_dir = directory.path().join(name.replace(' ', "-"));
+            against_the_bare_client(args.rounds, &data_dir, &store.connection_string(), name, target).await;
+        }
         backlog(&args, directory.path()).await;
         lone_caller(&directory.path().join("lone")).await;
     }
@@ -96,50 +106,38 @@ async fn main() {
     }
 }
 
-/// Load tests and runs of the bare client in turn.
-async fn against_the_bare_client(
-    args: &Args,
-    data_dir: &Path,
-    store: KurrentServer,
-    what: &str,
-    target: Option<Target>,
-) {
-    let serve = Serve::start_with(data_dir, &["--event-store", &store.connection_string()]).await;
+/// Load tests and runs of the bare client in turn, all in streams that nobody else has.
+async fn against_the_bare_client(rounds: u32, data_dir: &Path, address: &str, name: &str, target: Option<Target>) {
+    let own = Uuid::now_v7().simple();
+    let prefix = format!("wallextest{own}-");
+    let serve = Serve::start_with(data_dir, &["--event-store", address, "--event-store-prefix", &prefix]).await;
     let (mut bare, mut issuing, mut drained, mut p99) =
         (Sample::default(), Sample::default(), Sample::default(), Sample::default());
-    for round in 0..args.rounds {
-        bare.push(bare_appends(&store, round).await);
-        let before = store.log().len();
+    for round in 0..rounds {
+        bare.push(bare_appends(address, &format!("wallextestbare{own}-{round}")).await);
         let report = serve.load_test(OPERATIONS, WORKERS);
-        let moved = store.log()[before..].iter().filter(|kept| is_a_movement(kept)).count();
-        let events_an_operation = moved as f64 / OPERATIONS as f64;
+        let events_an_operation = report.events() as f64 / OPERATIONS as f64;
         issuing.push(report.ops_per_second * events_an_operation);
         drained.push(report.drained_ops_per_second.expect("a proven run has drained") * events_an_operation);
         p99.push(report.p99());
     }
     let (bare, issuing, drained) = (bare.median(), issuing.median(), drained.median());
-    note(&format!("{what}: bare client, 20 callers, one event each, events a second"), format!("{bare:.0}"));
-    note(&format!("{what}: load test 1000/20000/20, events a second while issuing"), format!("{issuing:.0}"));
-    note(&format!("{what}: load test, events a second until drained and proven"), format!("{drained:.0}"));
-    note(&format!("{what}: load test while issuing, against the bare client"), format!("{:.2}x", issuing / bare));
-    let told = format!("{what}: load test, drained and proven, against the bare client");
+    note(&format!("{name}: bare client, 20 callers, one event each, events a second"), format!("{bare:.0}"));
+    note(&format!("{name}: load test 1000/20000/20, events a second while issuing"), format!("{issuing:.0}"));
+    note(&format!("{name}: load test, events a second until drained"), format!("{drained:.0}"));
+    note(&format!("{name}: load test while issuing, against the bare client"), format!("{:.2}x", issuing / bare));
+    let told = format!("{name}: load test, drained and proven, against the bare client");
     match target {
         Some(target) => tell(&told, drained / bare, "x", target),
         None => note(&told, format!("{:.2}x", drained / bare)),
     }
-    note(&format!("{what}: load test, p99 of the slowest kind"), format!("{:.2} ms", p99.median()));
+    note(&format!("{name}: load test, p99 of the slowest kind"), format!("{:.2} ms", p99.median()));
     serve.stop();
 }
 
-/// Whether it belongs to an operation, and not to the opening of the load test's wallets.
-fn is_a_movement(kept: &Kept) -> bool {
-    let is_an_opening = || String::from_utf8_lossy(&kept.event.data).contains("Initial balance");
-    kept.event.metadata.get("type").is_some_and(|kind| kind != "WalletCreated") && !is_an_opening()
-}
-
 /// Appends a second of one event each, on the condition that the stream ends where its only writer knows it to end.
-async fn bare_appends(store: &KurrentServer, round: u32) -> f64 {
-    let settings: ClientSettings = store.connection_string().parse().expect("a connection string");
+async fn bare_appends(address: &str, streams: &str) -> f64 {
+    let settings: ClientSettings = address.parse().expect("a connection string");
     let client = Client::new(settings).expect("a client");
     let appends = client.batch_append(&BatchAppendOptions::default()).await.expect("an append call");
     let appends = Arc::new(appends);
@@ -148,10 +146,10 @@ async fn bare_appends(store: &KurrentServer, round: u32) -> f64 {
     let began = Instant::now();
     let mut callers = JoinSet::new();
     for caller in 0..WORKERS as usize {
-        let (appends, data) = (Arc::clone(&appends), data.clone());
+        let (appends, data, streams) = (Arc::clone(&appends), data.clone(), streams.to_owned());
         callers.spawn(async move {
             for number in 0..RAW_APPENDS / WORKERS as usize {
-                let stream = format!("bare-{round}-{caller}-{}", number % RAW_STREAMS);
+                let stream = format!("{streams}-{caller}-{}", number % RAW_STREAMS);
                 let expected = match (number / RAW_STREAMS).checked_sub(1) {
                     Some(last) => ExpectedRevision::Exact(last as u64),
                     None => ExpectedRevision::NoStream,

@@ -45,6 +45,7 @@ pub struct Operations {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Kind {
+    ok: u64,
     latency_ms: Latencies,
 }
 
@@ -59,6 +60,12 @@ pub struct Proof {
 }
 
 impl Report {
+    /// How many events its operations made: two for a transfer.
+    pub fn events(&self) -> u64 {
+        let Operations { credit, debit, transfer } = &self.operations;
+        credit.ok + debit.ok + 2 * transfer.ok
+    }
+
     /// The 99th percentile of the slowest kind, in milliseconds.
     pub fn p99(&self) -> f64 {
         let kinds = [&self.operations.credit, &self.operations.debit, &self.operations.transfer];
