@@ -12,11 +12,8 @@ use crate::log::{KeyRecord, KeyScope, LoadedStream, RecordedEvent, Revision, Vie
 use crate::sequencer::{CommandError, Setback};
 use crate::wallet::{Command, EventError, Wallet, WalletEvent, WalletId};
 
-/// How many keys and transfers of a wallet's newest events are held; beyond it the wallet is read again, from where the copy
-/// has come to meanwhile.
-const RECENT_MAX: usize = 20_000;
 /// Up to how many of a wallet's keys are learnt from the copy at once. Where it has more, it is asked for each that comes.
-pub(super) const COPIED_KEYS_MAX: usize = 1_000;
+pub(super) const COPIED_KEYS_MAX: usize = 200;
 
 /// A wallet's stream as of a revision. What came before the part that is held here, the copy knows.
 #[derive(Clone, Debug, Default)]
@@ -106,8 +103,14 @@ impl Known {
         !self.received.contains_key(&leg.transfer_id) && !copy_is_older()
     }
 
-    pub(super) fn is_too_much(&self) -> bool {
-        self.keys.len() + self.received.len() > RECENT_MAX
+    /// How many keys and transfers it holds.
+    pub(super) fn size(&self) -> usize {
+        self.keys.len() + self.received.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_size(size: usize) -> Self {
+        Known { received: (0..size).map(|number| (Uuid::from_u128(number as u128), 0)).collect(), ..Known::default() }
     }
 }
 

@@ -54,8 +54,7 @@ pub(super) async fn run<L: EventLog>(
             groups.insert(place, vec![alone]);
         }
     }
-    let known = lane.known.filter(|known| !known.is_too_much());
-    Ended { id: lane.id, known, lease: lane.turn.end() }
+    Ended { id: lane.id, known: lane.known, lease: lane.turn.end() }
 }
 
 pub(super) struct Lane<L> {

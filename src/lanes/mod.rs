@@ -46,6 +46,7 @@ mod lane;
 mod metadata;
 mod pending;
 mod receivers;
+mod remembered;
 mod turn;
 mod work;
 
@@ -67,10 +68,10 @@ use crate::sequencer::{CommandService, Job, SequencerOptions, Timely};
 use crate::wallet::{Wallet, WalletId};
 
 pub use copied::CopiedLog;
-use known::Known;
 use lane::Ended;
 pub(crate) use metadata::CommandMetadata;
 pub use pending::{PendingTransfer, pending_transfers};
+use remembered::{HELD_MAX, Remembered};
 use turn::Turn;
 use work::{CommandWork, Work};
 
@@ -100,7 +101,7 @@ pub struct Lanes<L> {
     ready: VecDeque<WalletId>,
     active: HashSet<WalletId>,
     running: JoinSet<Ended>,
-    known: LruCache<WalletId, Known>,
+    known: Remembered,
     /// Of wallets that run again at once.
     kept: HashMap<WalletId, Lease>,
 }
@@ -164,7 +165,7 @@ impl<L: EventLog> Lanes<L> {
             ready: VecDeque::new(),
             active: HashSet::new(),
             running: JoinSet::new(),
-            known: LruCache::new(cached_max),
+            known: Remembered::new(cached_max, HELD_MAX),
             kept: HashMap::new(),
         };
         (service, lanes)
@@ -240,14 +241,14 @@ impl<L: EventLog> Lanes<L> {
             Work::Command(command) => command.job.claim.take(),
             Work::Leg(_) => true,
         });
-        let known = self.known.pop(&id);
+        let known = self.known.take(&id);
         let turn = Turn::new(self.leases.clone(), self.kept.remove(&id));
         self.running.spawn(lane::run(Arc::clone(&self.shared), id, known, turn, works));
     }
 
     fn finished(&mut self, Ended { id, known, lease }: Ended) {
         if let Some(known) = known {
-            self.known.put(id.clone(), known);
+            self.known.keep(id.clone(), known);
         }
         if self.waiting.contains_key(&id) {
             self.kept.extend(lease.map(|lease| (id.clone(), lease)));
