@@ -46,11 +46,7 @@ fn ends(service: &Yaml) -> bool {
 fn of_each_service(file: &str, rule: impl Fn(&str, &Yaml) -> Faults) -> Faults {
     let compose = parse(file);
     let services = fields(&compose["services"]);
-    services
-        .into_iter()
-        .flat_map(|(name, service)| rule(name, service))
-        .map(|fault| format!("services: {fault}"))
-        .collect()
+    services.into_iter().flat_map(|(name, service)| rule(name, service)).collect()
 }
 
 #[test]
