@@ -24,9 +24,13 @@ pub fn config(world: &World, directory: &tempfile::TempDir, with_store: bool) ->
     }
 }
 
-fn double_entry(proof: &Proof) -> &str {
-    let check = proof.checks.iter().find(|check| check.name == "double entry").expect("a check");
+fn found<'a>(proof: &'a Proof, name: &str) -> &'a str {
+    let check = proof.checks.iter().find(|check| check.name == name).expect("a check");
     &check.actual
+}
+
+fn double_entry(proof: &Proof) -> &str {
+    found(proof, "double entry")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,6 +61,13 @@ async fn everything_downstream_is_as_without_an_event_store_and_proven() {
     assert!(proof.ok, "{proof:?}");
     assert_eq!(world.database.number("SELECT count(*) FROM ledger_postings WHERE leg = 0").await, 5 + 80);
     assert!(double_entry(&proof).ends_with("0.00 USD"), "{proof:?}");
+
+    assert_eq!(found(&proof, "copy"), "all of it");
+    world.store.keep("wallet-no such id", "WalletCredited", r#"{"amount":100}"#, "{}");
+    let proof = wallex.verify().await.expect("a proof");
+    let copied = found(&proof, "copy");
+    assert!(proof.ok && copied.contains("and are none: 1, the first in"), "{copied}");
+    assert!(copied.ends_with(r#""wallet-no such id""#), "{copied}");
 
     // Money on its way is not missing: it is counted, and after a while it is there.
     leave_in_transit(&world, "w1", "w2", 123).await;
