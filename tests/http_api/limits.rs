@@ -12,7 +12,7 @@ use wallex::sequencer::SequencerOptions;
 use crate::support::{GatedLog, PATIENCE, Server, fresh_database, raw_request, read_to_close};
 
 /// A limit that a test waits for.
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = Duration::from_millis(500);
 
 /// Sends `bytes` one at a time, slower than any limit allows, until the server has had enough; returns what it said.
 async fn drip(server: &Server, bytes: &str) -> (String, Duration) {
