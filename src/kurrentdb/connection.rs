@@ -35,6 +35,8 @@ pub(super) enum Trouble {
     Moved(String),
     /// There is no such stream.
     NoStream,
+    /// The server does not let this user do that. Who may what can be changed there at any time, and the connection is as good as any.
+    Denied,
     /// The server will not do that, however often it is asked.
     Refused(String),
     /// Nothing was heard, on a connection that is open. Whether it did what was asked is unknown.
@@ -55,8 +57,7 @@ impl Trouble {
             Error::ServerError(message) if message.starts_with(SILENCE) => Trouble::Silent(message.clone()),
             Error::NotLeaderException(_) => Trouble::Moved(error.to_string()),
             Error::ResourceNotFound => Trouble::NoStream,
-            // Who is let in may be changed there at any time.
-            Error::AccessDenied => Trouble::Away(DENIED.to_owned()),
+            Error::AccessDenied => Trouble::Denied,
             Error::ResourceDeleted | Error::UnsupportedFeature => Trouble::Refused(error.to_string()),
             _ => Trouble::Away(error.to_string()),
         }
@@ -66,8 +67,8 @@ impl Trouble {
 /// What the client says of an append whose call was closed under it.
 const CALL_ENDED: &str = "Batch-append stream has been closed";
 
-/// What is said of a server that knows better whom it lets in.
-const DENIED: &str = "it denies access to the user of the connection string";
+/// What is said of [`Trouble::Denied`].
+pub(super) const DENIED: &str = "it denies access to the user of the connection string";
 
 /// How an error begins that a call of ours makes of silence.
 pub(super) const SILENCE: &str = "no answer within";

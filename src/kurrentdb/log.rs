@@ -11,7 +11,7 @@ use eventstore::{
     RecordedEvent as Stored, StreamPosition,
 };
 
-use crate::kurrentdb::connection::{Connection, SILENCE, Trouble};
+use crate::kurrentdb::connection::{Connection, DENIED, SILENCE, Trouble};
 use crate::kurrentdb::earlier::Folded;
 use crate::kurrentdb::{KurrentConfig, LogPlace, event};
 use crate::log::{
@@ -132,6 +132,7 @@ impl KurrentLog {
         match Trouble::of(&failure) {
             Trouble::NoStream => Ok(false),
             Trouble::Refused(reason) => Err(LogError::Refused(reason)),
+            Trouble::Denied => Err(LogError::Away(DENIED.to_owned())),
             Trouble::CallEnded | Trouble::Conflict => Err(LogError::Corrupt(format!("a read was answered: {failure}"))),
             Trouble::Moved(reason) => {
                 self.connection.moved(client.number).await;
@@ -285,6 +286,10 @@ impl EventLog for KurrentLog {
                 Trouble::Refused(reason) => {
                     self.connection.call_ended(number).await;
                     return Err(LogError::Refused(reason));
+                }
+                Trouble::Denied => {
+                    self.connection.call_ended(number).await;
+                    return Err(LogError::Away(DENIED.to_owned()));
                 }
                 Trouble::CallEnded | Trouble::NoStream => {
                     self.connection.failed(number).await;
