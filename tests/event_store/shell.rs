@@ -224,8 +224,9 @@ async fn a_store_that_denies_access_is_told_in_one_line_and_waited_for_by_who_wa
     };
     assert_eq!(create("before").await.0, 201);
     until_at_rest(&serve).await;
-    // The password is changed there.
+    // The password is changed there; whoever is in the midst of a call may end it.
     store.let_in_only(OTHER);
+    store.cut_connections();
     let (status, answer) = create("meanwhile").await;
     assert_eq!((status, &answer["code"]), (503, &"UNAVAILABLE".into()), "{answer}");
     let is_away = |kafka: &Value| kafka["state"] == "storeAway" && kafka.to_string().contains("denies access");
