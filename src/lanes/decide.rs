@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::kurrentdb::event_id;
-use crate::lanes::known::{Known, KnownKey};
+use crate::lanes::known::Known;
 use crate::lanes::metadata::{CommandMetadata, KeyUse};
 use crate::lanes::work::{CommandWork, Leg};
 use crate::log::{Batch, KeyScope, Metadata, NewEvent, Position, Revision};
@@ -44,18 +44,10 @@ pub(super) enum Place {
     Copied(Position),
 }
 
-/// What the copy knows of the keys and transfers that the work asks for.
-#[derive(Default)]
-pub(super) struct Copied {
-    pub(super) keys: HashMap<KeyScope, KnownKey>,
-    pub(super) received: HashMap<Uuid, Position>,
-}
-
 /// What one append can be decided by.
 pub(super) struct Deciding<'a> {
     id: &'a WalletId,
     known: &'a Known,
-    copied: &'a Copied,
     /// Receivers of transfers as they began; one that is not here does not exist.
     receivers: &'a HashMap<WalletId, Wallet>,
     wallet: Option<Wallet>,
@@ -69,7 +61,6 @@ impl<'a> Deciding<'a> {
     pub(super) fn new(
         id: &'a WalletId,
         known: &'a Known,
-        copied: &'a Copied,
         receivers: &'a HashMap<WalletId, Wallet>,
         now: DateTime<Utc>,
     ) -> Self {
@@ -78,7 +69,6 @@ impl<'a> Deciding<'a> {
         Deciding {
             id,
             known,
-            copied,
             receivers,
             wallet: known.wallet.clone(),
             keys: HashSet::new(),
@@ -91,7 +81,7 @@ impl<'a> Deciding<'a> {
         let request = &work.job.request;
         let key = scope(request).map(|scope| (scope, fingerprint(&request.command)));
         if let Some((scope, fingerprint)) = &key {
-            match self.known.key(scope).or_else(|| self.copied.keys.get(scope).copied()) {
+            match self.known.key(scope) {
                 Some(earlier) if earlier.fingerprint == *fingerprint => return Verdict::Replay(earlier.last_event),
                 Some(_) => return Verdict::Answer(Err(CommandError::KeyReused)),
                 None if self.keys.contains(scope) => return Verdict::Later,
@@ -158,11 +148,8 @@ impl<'a> Deciding<'a> {
     }
 
     pub(super) fn leg(&mut self, leg: &Leg) -> Verdict {
-        if let Some(revision) = self.known.received(leg.transfer_id) {
-            return Verdict::ReceivedBefore(Place::Revision(revision));
-        }
-        if let Some(position) = self.copied.received.get(&leg.transfer_id) {
-            return Verdict::ReceivedBefore(Place::Copied(*position));
+        if let Some(place) = self.known.received(leg.transfer_id) {
+            return Verdict::ReceivedBefore(place);
         }
         // Whoever waits for it and whoever has found it in transit may well come at the same time.
         if !self.legs.insert(leg.transfer_id) {

@@ -1,4 +1,5 @@
-//! What is known of one wallet's stream: its state, and which keys and transfers its newest events belong to.
+//! What is known of one wallet's stream: its state, and which keys and transfers belong to its events, as far as they were met or
+//! asked for.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -8,14 +9,16 @@ use uuid::Uuid;
 use crate::lanes::decide::Place;
 use crate::lanes::metadata::CommandMetadata;
 use crate::lanes::work::Leg;
-use crate::log::{KeyRecord, KeyScope, LoadedStream, RecordedEvent, Revision, ViewError, apply_next, restore};
+use crate::log::{
+    KeyRecord, KeyScope, LoadedStream, Position, RecordedEvent, Revision, ViewError, apply_next, restore,
+};
 use crate::sequencer::{CommandError, Setback};
 use crate::wallet::{Command, EventError, Wallet, WalletEvent, WalletId};
 
 /// Up to how many of a wallet's keys are learnt from the copy at once. Where it has more, it is asked for each that comes.
 pub(super) const COPIED_KEYS_MAX: usize = 200;
 
-/// A wallet's stream as of a revision. What came before the part that is held here, the copy knows.
+/// A wallet's stream as of a revision. What is not held here of what came before the newest events, the copy knows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     /// The state; `None` where there is no such wallet.
@@ -23,8 +26,8 @@ pub(super) struct Known {
     keys: HashMap<KeyScope, KnownKey>,
     /// Whether `keys` has those of the part that only the copy has been asked for, too.
     has_copied_keys: bool,
-    /// Transfers whose receiving leg is among the newest events, with its revision.
-    received: HashMap<Uuid, Revision>,
+    /// Transfers whose receiving leg is in this stream.
+    received: HashMap<Uuid, Place>,
     /// When the copy had been asked. What begins later is nowhere but among the newest events.
     copied_by: Option<Instant>,
 }
@@ -38,7 +41,7 @@ pub(super) struct KnownKey {
 }
 
 impl KnownKey {
-    pub(super) fn of_copy(record: &KeyRecord) -> Self {
+    fn of_copy(record: &KeyRecord) -> Self {
         let last_event = Place::Copied(record.position + i64::from(record.event_count) - 1);
         KnownKey { fingerprint: record.fingerprint, last_event }
     }
@@ -57,6 +60,12 @@ impl Known {
         })
     }
 
+    /// Takes in what the copy answered when it was asked for a few keys and receiving legs.
+    pub(super) fn learn(&mut self, keys: &[KeyRecord], received: &[(Uuid, Position)]) {
+        self.keys.extend(keys.iter().map(|record| (record.scope.clone(), KnownKey::of_copy(record))));
+        self.received.extend(received.iter().map(|(transfer, position)| (*transfer, Place::Copied(*position))));
+    }
+
     /// The revision of the stream's last event; -1 where there is no stream.
     pub(super) fn revision(&self) -> Revision {
         self.wallet.as_ref().map_or(-1, |wallet| wallet.version)
@@ -70,7 +79,7 @@ impl Known {
             None => self.wallet = Some(Wallet::begin(recorded.stream.clone(), &event, recorded.recorded_at)?),
         }
         if let (WalletEvent::WalletCredited { .. }, Some(transfer)) = (&event, event.transfer()) {
-            self.received.insert(transfer.id, recorded.revision);
+            self.received.insert(transfer.id, Place::Revision(recorded.revision));
         }
         if let Some(key) = CommandMetadata::read(&recorded.metadata).and_then(|metadata| metadata.idempotency)
             && let (Some(kind), Some(fingerprint)) = (Command::kind_of(&key.kind), key.fingerprint())
@@ -92,7 +101,7 @@ impl Known {
         !self.has_copied_keys && !self.keys.contains_key(scope)
     }
 
-    pub(super) fn received(&self, transfer_id: Uuid) -> Option<Revision> {
+    pub(super) fn received(&self, transfer_id: Uuid) -> Option<Place> {
         self.received.get(&transfer_id).copied()
     }
 
@@ -110,7 +119,8 @@ impl Known {
 
     #[cfg(test)]
     pub(super) fn of_size(size: usize) -> Self {
-        Known { received: (0..size).map(|number| (Uuid::from_u128(number as u128), 0)).collect(), ..Known::default() }
+        let received = (0..size).map(|number| (Uuid::from_u128(number as u128), Place::Revision(0)));
+        Known { received: received.collect(), ..Known::default() }
     }
 }
 

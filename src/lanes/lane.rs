@@ -7,8 +7,8 @@ use chrono::{SubsecRound, Utc};
 use uuid::Uuid;
 
 use crate::lanes::Shared;
-use crate::lanes::decide::{Copied, Deciding, Verdict};
-use crate::lanes::known::{COPIED_KEYS_MAX, Known, KnownKey, unusable};
+use crate::lanes::decide::{Deciding, Verdict};
+use crate::lanes::known::{COPIED_KEYS_MAX, Known, unusable};
 use crate::lanes::turn::Turn;
 use crate::lanes::work::{CommandWork, Work};
 use crate::lease::Lease;
@@ -36,16 +36,7 @@ pub(super) async fn run<L: EventLog>(
     turn: Turn,
     works: Vec<Work>,
 ) -> Ended {
-    let mut lane = Lane {
-        shared,
-        known,
-        id,
-        turn,
-        copied: Copied::default(),
-        receivers: HashMap::new(),
-        is_fresh: false,
-        unexplained: 0,
-    };
+    let mut lane = Lane { shared, known, id, turn, receivers: HashMap::new(), is_fresh: false, unexplained: 0 };
     // What the store refuses for good is tried again one by one: one command that can never be done shall not take others with
     // it.
     let mut groups = VecDeque::from([works]);
@@ -62,7 +53,6 @@ pub(super) struct Lane<L> {
     pub(super) id: WalletId,
     pub(super) known: Option<Known>,
     turn: Turn,
-    copied: Copied,
     receivers: HashMap<WalletId, Wallet>,
     /// Whether the stream's end was seen in this turn, and nothing after what is known.
     is_fresh: bool,
@@ -109,7 +99,7 @@ impl<L: EventLog> Lane<L> {
     }
 
     fn forget(&mut self) {
-        (self.known, self.copied, self.is_fresh) = (None, Copied::default(), false);
+        (self.known, self.is_fresh) = (None, false);
     }
 
     /// One attempt. What is left in `works` after `Ok` is to be decided again.
@@ -125,7 +115,7 @@ impl<L: EventLog> Lane<L> {
         self.meet_receivers(works).await?;
         let known = self.known.get_or_insert_default();
         let now = Utc::now().trunc_subsecs(6);
-        let mut deciding = Deciding::new(&self.id, known, &self.copied, &self.receivers, now);
+        let mut deciding = Deciding::new(&self.id, known, &self.receivers, now);
         let verdicts: Vec<Verdict> = works
             .iter()
             .map(|work| match work {
@@ -152,11 +142,10 @@ impl<L: EventLog> Lane<L> {
 
     /// What the copy has, and then the store's events after it.
     async fn load(&mut self) -> Result<(), Setback> {
-        self.copied = Copied::default();
         let copied = self.shared.copy.load(std::slice::from_ref(&self.id), SNAPSHOT_FORMAT).await?;
         // After the stream, so that none is missing that the stream was found to have.
         let keys = match copied.first() {
-            Some(_) => self.shared.copy_answers(self.shared.database.keys_of(&self.id, COPIED_KEYS_MAX + 1)).await?,
+            Some(_) => self.shared.copy.timely(self.shared.database.keys_of(&self.id, COPIED_KEYS_MAX + 1)).await?,
             None => Vec::new(),
         };
         let known = Known::of_copy(copied.first(), &keys).map_err(|error| unusable(&self.id, None, error))?;
@@ -195,21 +184,17 @@ impl<L: EventLog> Lane<L> {
         for work in works {
             match work {
                 Work::Command(command) => {
-                    let scope = scope(&command.job.request);
-                    let is_missed =
-                        |scope: &KeyScope| known.may_miss_key(scope) && !self.copied.keys.contains_key(scope);
-                    keys.extend(scope.filter(is_missed));
+                    keys.extend(scope(&command.job.request).filter(|scope| known.may_miss_key(scope)));
                 }
                 Work::Leg(leg) => legs.extend(known.may_miss_leg(leg).then_some(leg.transfer_id)),
             }
         }
         if !keys.is_empty() {
-            let found = self.shared.copy.find_keys(&keys).await?;
-            self.copied.keys.extend(found.iter().map(|record| (record.scope.clone(), KnownKey::of_copy(record))));
+            known.learn(&self.shared.copy.find_keys(&keys).await?, &[]);
         }
         if !legs.is_empty() {
-            let found = self.shared.copy_answers(self.shared.database.received_transfers(&legs)).await?;
-            self.copied.received.extend(found);
+            let received = self.shared.database.received_transfers(&legs);
+            known.learn(&[], &self.shared.copy.timely(received).await?);
         }
         Ok(())
     }

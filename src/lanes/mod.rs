@@ -62,7 +62,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::lease::{Lease, Leases};
-use crate::log::{Atomicity, EventLog, LogError, PostgresLog};
+use crate::log::{Atomicity, EventLog, PostgresLog};
 use crate::postgres::Database;
 use crate::sequencer::{CommandService, Job, SequencerOptions, Timely};
 use crate::wallet::{Wallet, WalletId};
@@ -118,14 +118,6 @@ struct Shared<L> {
     /// Receivers as they began.
     beginnings: Mutex<LruCache<WalletId, Wallet>>,
     stop: CancellationToken,
-}
-
-impl<L> Shared<L> {
-    /// What the copy answers, in time.
-    async fn copy_answers<T>(&self, asked: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
-        let in_time = tokio::time::timeout(self.options.append_timeout, asked).await;
-        in_time.unwrap_or_else(|_| Err(LogError::Away("the copy does not answer".to_owned())))
-    }
 }
 
 impl<L: EventLog> Lanes<L> {

@@ -23,7 +23,8 @@ impl<L> Timely<L> {
         Timely { log, limit }
     }
 
-    async fn timely<T>(&self, call: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+    /// The same limit for what is asked beside the log, where the log is.
+    pub(crate) async fn timely<T>(&self, call: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
         match tokio::time::timeout(self.limit, call).await {
             Ok(answer) => answer,
             Err(_) => Err(LogError::Away(format!("no answer within {:?}", self.limit))),
