@@ -245,9 +245,14 @@ async fn contact(settings: &ClientSettings) -> Result<Client, String> {
     }
 }
 
-async fn find_leader(client: &Client) -> eventstore::Result<()> {
+/// How the log's last event is read, whoever's it is.
+pub(super) fn last_of_all() -> ReadAllOptions {
     let options = ReadAllOptions::default().backwards().position(StreamPosition::End).max_count(1);
-    let options = options.requires_leader(true);
+    options.requires_leader(true)
+}
+
+async fn find_leader(client: &Client) -> eventstore::Result<()> {
+    let options = last_of_all();
     let mut hops = 0;
     loop {
         let first = match client.read_all(&options).await {

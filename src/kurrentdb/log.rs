@@ -11,7 +11,7 @@ use eventstore::{
     RecordedEvent as Stored, StreamPosition,
 };
 
-use crate::kurrentdb::connection::{Connection, DENIED, SILENCE, Trouble};
+use crate::kurrentdb::connection::{Connection, DENIED, SILENCE, Trouble, last_of_all};
 use crate::kurrentdb::earlier::Folded;
 use crate::kurrentdb::{KurrentConfig, LogPlace, event};
 use crate::log::{
@@ -96,8 +96,7 @@ impl KurrentLog {
     /// Whether the server denies access to the user of the connection string. One that does not answer has not said so.
     pub(crate) async fn denies_access(&self) -> bool {
         let Ok(client) = self.connection.client().await else { return false };
-        let options = ReadAllOptions::default().backwards().position(StreamPosition::End).max_count(1);
-        let read = timely(async { client.it.read_all(&options).await?.next().await });
+        let read = timely(async { client.it.read_all(&last_of_all()).await?.next().await });
         matches!(read.await, Err(Error::AccessDenied))
     }
 
@@ -314,10 +313,8 @@ impl EventLog for KurrentLog {
 
     /// The last position of anybody's event.
     async fn head(&self) -> Result<Position, LogError> {
-        let options = ReadAllOptions::default().backwards().position(StreamPosition::End).max_count(1);
-        let options = options.requires_leader(true);
         let mut commit = 0;
-        self.read_page(&Page::All(options), |stored| {
+        self.read_page(&Page::All(last_of_all()), |stored| {
             commit = stored.position.commit;
             Ok(())
         })
