@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::ingest::{Recognised, recognise};
 use crate::kurrentdb::KurrentLog;
 use crate::postgres::{Database, EventHome};
@@ -21,15 +23,16 @@ pub(super) async fn claim(config: &Config, store: Option<&KurrentLog>, database:
     if !(config.parts.commands || copies) {
         return Ok(());
     }
+    let until = Instant::now() + STORE_PATIENCE;
     // Before anything is settled by it.
     if let Some(store) = store
-        && tokio::time::timeout(STORE_PATIENCE, store.denies_access()).await == Ok(true)
+        && tokio::time::timeout_at(until, store.denies_access()).await == Ok(true)
     {
         return Err(OpenError::EventStoreDenies(store.masked().to_owned()));
     }
     let home = database.claim_event_home(wanted).await.map_err(|error| OpenError::Log(error.to_string()))?;
     match (home, store) {
-        (EventHome::EventStore, Some(store)) => check(store, database).await,
+        (EventHome::EventStore, Some(store)) => check(store, database, until).await,
         (EventHome::Database, None) => Ok(()),
         (EventHome::Database, Some(_)) => Err(OpenError::EventsAreHere),
         (EventHome::EventStore, None) => Err(OpenError::EventsAreElsewhere),
@@ -50,9 +53,9 @@ pub(super) async fn claim_attached(
 
 /// Refuses an event store that is not the one which the database has a copy of. One that does not answer is waited for later by
 /// whoever needs it, and looked at then.
-async fn check(store: &KurrentLog, database: &Database) -> Result<(), OpenError> {
+async fn check(store: &KurrentLog, database: &Database, until: Instant) -> Result<(), OpenError> {
     let reached = database.reached().await.map_err(|error| OpenError::Log(error.to_string()))?;
-    match tokio::time::timeout(STORE_PATIENCE, recognise(store, database, reached.as_ref())).await {
+    match tokio::time::timeout_at(until, recognise(store, database, reached.as_ref())).await {
         Ok(Ok(Recognised::Another(another))) => Err(another.into()),
         Ok(Ok(Recognised::Since(_)) | Err(_)) | Err(_) => Ok(()),
     }
