@@ -22,7 +22,7 @@ async fn past_the_bound_only_the_partition_concerned_pauses_and_it_goes_on_by_it
     world.open(names(30).filter(|name| partition(name) != 4).chain([victim.clone()])).await;
     world.operate(100).await;
     let bad = world.credit(&victim).await;
-    for _ in 1..PARKED_MAX {
+    for _ in 0..30 {
         world.credit(&victim).await;
     }
     let is_mended = Arc::new(AtomicBool::new(false));
@@ -33,8 +33,16 @@ async fn past_the_bound_only_the_partition_concerned_pauses_and_it_goes_on_by_it
     });
     world.relay(&topic, 0, world.head()).await;
     let running = world.start_within(recorder.clone(), topic.kafka(), PARKED_MAX);
-    world.through("recorder", world.head()).await;
-    assert_eq!(parked(&world, "recorder").await, PARKED_MAX);
+    let paused = "SELECT count(*) FROM projection_checkpoints WHERE paused_since IS NOT NULL";
+    let is_full = || async { parked(&world, "recorder").await == 31 || world.database.number(paused).await > 0 };
+    world.until("all of them are parked, or no more may be", is_full).await;
+    // What came at once was parked at once: all 31. A busy broker hands them out in parts, and then a part may find no room.
+    let kept = parked(&world, "recorder").await;
+    assert!((PARKED_MAX..=31).contains(&kept), "{kept}");
+    if world.database.number(paused).await == 0 {
+        assert_eq!(kept, 31);
+        world.through("recorder", world.head()).await;
+    }
 
     // More of the same wallet, and a foreign record of the same partition: no room.
     let before = world.head();
@@ -43,7 +51,6 @@ async fn past_the_bound_only_the_partition_concerned_pauses_and_it_goes_on_by_it
     }
     topic.send(4, &Raw { value: Some(b"foreign".to_vec()), ..Raw::default() });
     world.relay(&topic, before, world.head()).await;
-    let paused = "SELECT count(*) FROM projection_checkpoints WHERE paused_since IS NOT NULL";
     world.until("its partition is paused", || async { world.database.number(paused).await > 0 }).await;
     // The others go on, also with what comes now.
     let held_at = world.head();
@@ -60,15 +67,15 @@ async fn past_the_bound_only_the_partition_concerned_pauses_and_it_goes_on_by_it
             .await,
         4
     );
-    assert_eq!(parked(&world, "recorder").await, PARKED_MAX);
+    assert_eq!(parked(&world, "recorder").await, kept);
     let report = lag::report(&world.database.database, Some(&topic.kafka())).await.expect("a report");
     let group = report.groups.iter().find(|group| group.group == "recorder").expect("the group");
     assert_eq!((group.state, group.needs_help), (State::Full, true));
-    assert_eq!((group.parked, group.parked_max), (PARKED_MAX, Some(PARKED_MAX)));
+    assert_eq!((group.parked, group.parked_max), (kept, Some(PARKED_MAX)));
     assert!(group.partitions.iter().all(|it| (it.state == State::Full) == (it.partition == 4)));
     let operator = Operator::of(&world, &topic);
     let table = operator.says(&["lag"]).await;
-    assert!(table.contains("full") && table.contains("20 of 20"), "{table}");
+    assert!(table.contains("full") && table.contains(&format!("{kept} of 20")), "{table}");
 
     // A replay makes room.
     is_mended.store(true, Ordering::Relaxed);
